@@ -1,0 +1,78 @@
+"""mbsim: does micro-batch clipping help here, at which micro-batch size, and is the theory right?
+
+The paper is Lun Wang, "Revisit Micro-batch Clipping: Adaptive Data Pruning via Gradient
+Manipulation", ICLR 2025, arXiv 2408.16204, cited as [Wang2024]. Its printed formulas were not
+available to this project: every bound here is derived on the project's theory page.
+
+Names are imported when they are first used, so that ``import mbsim`` is quick and does not need
+the optional libraries.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mbsim import clipping, errors, testing
+    from mbsim._version import __version__
+    from mbsim.errors import InvalidArgument
+    from mbsim.methods import SGD, Method, MicroBatchClipping
+    from mbsim.problems import losses, noise
+    from mbsim.problems.draggers import Draggers
+    from mbsim.problems.problem import Problem
+    from mbsim.simulation.run import Run, draw_updates, simulate
+
+# Where each public name lives.
+_HOMES = {
+    "Draggers": "mbsim.problems.draggers",
+    "InvalidArgument": "mbsim.errors",
+    "Method": "mbsim.methods",
+    "MicroBatchClipping": "mbsim.methods",
+    "Problem": "mbsim.problems.problem",
+    "Run": "mbsim.simulation.run",
+    "SGD": "mbsim.methods",
+    "__version__": "mbsim._version",
+    "draw_updates": "mbsim.simulation.run",
+    "simulate": "mbsim.simulation.run",
+}
+_MODULES = {
+    "clipping": "mbsim.clipping",
+    "errors": "mbsim.errors",
+    "losses": "mbsim.problems.losses",
+    "noise": "mbsim.problems.noise",
+    "testing": "mbsim.testing",
+}
+
+__all__ = [
+    "SGD",
+    "Draggers",
+    "InvalidArgument",
+    "Method",
+    "MicroBatchClipping",
+    "Problem",
+    "Run",
+    "__version__",
+    "clipping",
+    "draw_updates",
+    "errors",
+    "losses",
+    "noise",
+    "simulate",
+    "testing",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        found = getattr(import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        found = import_module(_MODULES[name])
+    else:
+        raise AttributeError(f"module 'mbsim' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

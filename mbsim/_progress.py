@@ -1,0 +1,57 @@
+"""Progress on standard error for whatever runs longer than two seconds; none where nobody watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+__all__ = ["Progress", "progress"]
+
+_PATIENCE = 2.0
+_busy: ContextVar[bool] = ContextVar("mbsim_progress", default=False)
+
+
+class Progress:
+    """Counts work done; draws a bar once the work has lasted two seconds."""
+
+    def __init__(self, total: float, text: str, *, shown: bool) -> None:
+        self._total, self._text, self._shown = total, text, shown
+        self._since = time.monotonic()
+        self._bar: tuple[object, object] | None = None
+
+    def update(self, completed: float, text: str | None = None) -> None:
+        """Say how much of the total is done, and optionally what is being done now."""
+        self._text = text or self._text
+        if not self._shown or time.monotonic() - self._since < _PATIENCE:
+            return
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+        from rich.progress import TaskID
+
+        if self._bar is None:
+            bar = Bar(console=Console(stderr=True), transient=True)
+            bar.start()
+            self._bar = bar, bar.add_task(self._text, total=self._total)
+        bar, task = self._bar  # type: ignore[assignment]
+        assert isinstance(task, int)
+        bar.update(TaskID(task), completed=completed, description=self._text)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar[0].stop()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def progress(total: float, text: str) -> Iterator[Progress]:
+    """A progress bar for the body; silent inside another one, and where stderr is no terminal."""
+    bar = Progress(total, text, shown=sys.stderr.isatty() and not _busy.get())
+    token = _busy.set(True)
+    try:
+        yield bar
+    finally:
+        bar.close()
+        _busy.reset(token)

@@ -1,0 +1,118 @@
+"""Runs on disk, and the plain-data description of what made them. No pickles, ever."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mbsim import clipping, methods
+from mbsim._version import __version__
+from mbsim.errors import InvalidArgument
+from mbsim.problems import draggers, losses, noise, problem
+
+__all__ = ["load", "provenance", "save"]
+
+_FORMAT = "mbsim run 1"
+# The classes that a file may name: mbsim's own and no others.
+_KNOWN = {
+    cls.__name__: cls
+    for module in (clipping, draggers, losses, methods, noise, problem)
+    for cls in vars(module).values()
+    if dataclasses.is_dataclass(cls) and isinstance(cls, type)
+}
+
+
+def describe(content: Any) -> Any:
+    """`content` as plain data: mbsim's own objects field by field, anything else by its repr."""
+    if isinstance(content, np.ndarray):
+        return content.tolist()
+    if _KNOWN.get(type(content).__name__) is type(content):
+        fields = {
+            f.name: describe(getattr(content, f.name)) for f in dataclasses.fields(content)
+        }
+        return {"mbsim": type(content).__name__, **fields}
+    if content is None or isinstance(content, (bool, int, float, str)):
+        return content
+    if isinstance(content, (list, tuple)):
+        return [describe(item) for item in content]
+    if isinstance(content, dict):
+        return {key: describe(item) for key, item in content.items()}
+    kind = type(content)
+    return {"foreign": f"{kind.__module__}.{kind.__qualname__}", "repr": repr(content)}
+
+
+def rebuild(description: Any) -> Any:
+    """The object that :func:`describe` described; None if any part of it is not mbsim's own."""
+    if not isinstance(description, dict):
+        return description
+    if "mbsim" not in description:
+        return None
+    fields = {name: rebuild(item) for name, item in description.items() if name != "mbsim"}
+    if any(item is None for item in fields.values()):
+        return None
+    cls = _KNOWN[description["mbsim"]]
+    positional = [
+        fields.pop(f.name) for f in dataclasses.fields(cls) if not f.kw_only and f.name in fields
+    ] if cls is not problem.Problem else []
+    return cls(*positional, **fields)
+
+
+def provenance(**what: Any) -> dict[str, Any]:
+    """A description of what made a run, with the versions that made it."""
+    versions = {
+        "mbsim": __version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    return {**{name: describe(item) for name, item in what.items()}, "versions": versions}
+
+
+def save(run: Any, path: Path) -> None:
+    """Write `run` to `path` through a temporary file beside it."""
+    arrays, plain = {}, {}
+    for field in dataclasses.fields(run):
+        content = getattr(run, field.name)
+        if isinstance(content, np.ndarray):
+            arrays[field.name] = content
+        elif field.name not in ("problem", "method"):  # the provenance has them
+            plain[field.name] = content
+    meta = json.dumps({"format": _FORMAT, **plain})
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, allow_pickle=False, meta=np.array(meta), **arrays)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(path: Path, cls: type) -> dict[str, Any]:
+    """The fields of the run in the file at `path`."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = {name: file[name] for name in file.files}
+        meta = json.loads(str(content.pop("meta")))
+        if meta.pop("format") != _FORMAT:
+            raise ValueError
+        recipe = meta["provenance"]
+        content |= meta
+        content["problem"], content["method"] = (
+            rebuild(recipe["problem"]),
+            rebuild(recipe["method"]),
+        )
+        entropy, key = meta["seed"]
+        content["seed"] = (entropy, tuple(key))
+        if set(content) != {f.name for f in dataclasses.fields(cls)}:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InvalidArgument(f"path={str(path)!r} must be a file written by Run.save") from error
+    return content

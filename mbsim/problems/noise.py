@@ -1,0 +1,248 @@
+r"""Benign noise, in the frame of the gradient.
+
+A noise law is a component along e = g/‖g‖ and an isotropic Gaussian across it, in the n − 1 other
+dimensions of the benign frame. So the mean of ν examples is two numbers: its component along e,
+and the standard deviation of each of its coordinates across e (given whatever else is random in
+the law). That is the whole contract (:class:`NoiseLaw`), and :func:`mbsim.testing.check_noise`
+tells whether a law of your own keeps it. A law that cannot be put like that draws whole vectors
+instead (:class:`VectorNoise`) and is served by the reference engine alone.
+
+`sigma` is the paper's σ: E‖ξ‖² = σ² for one example, summed over coordinates. Source: the theory
+page, section 2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from mbsim.errors import InvalidArgument, check_number, shown
+
+__all__ = ["Exponential", "Gaussian", "NoiseLaw", "StudentT", "TwoPoint", "VectorNoise"]
+
+Array = NDArray[np.float64]
+
+
+@runtime_checkable
+class NoiseLaw(Protocol):
+    """What a noise law must offer to both engines and to the exact drift."""
+
+    @property
+    def sigma(self) -> float:
+        """σ, the root of E‖ξ‖² of one example, over all benign_dim coordinates."""
+        ...
+
+    def mean_of(
+        self, counts: NDArray[np.int64], benign_dim: int, rng: Generator
+    ) -> tuple[Array, Array]:
+        """The mean noise of `counts` examples, drawn once for every entry of `counts`.
+
+        Args:
+            counts: ν ≥ 0, any shape; the mean of no examples is 0.
+            benign_dim: n, the dimension of the benign frame (across e there are n − 1).
+            rng: the only source of randomness.
+
+        Returns:
+            The component along e, and the standard deviation of each coordinate across e; both
+            of the shape of `counts`, in the units of the gradient. The numbers drawn from `rng`
+            must not depend on anything but the arguments.
+        """
+        ...
+
+
+@runtime_checkable
+class VectorNoise(Protocol):
+    """A noise law that draws whole vectors of the benign frame; for the reference engine alone."""
+
+    @property
+    def sigma(self) -> float:
+        """σ, the root of E‖ξ‖² of one example, over all benign_dim coordinates."""
+        ...
+
+    def vectors(self, shape: tuple[int, ...], benign_dim: int, rng: Generator) -> Array:
+        """Noise of `shape` examples, ``[*shape, benign_dim]``; coordinate 0 is the one along e."""
+        ...
+
+
+def _inverse(counts: NDArray[np.int64]) -> Array:
+    """1/ν, and 0 for ν = 0."""
+    return np.divide(1.0, counts, out=np.zeros(np.shape(counts)), where=counts > 0)
+
+
+def _isotropic(
+    variance: float, counts: NDArray[np.int64], benign_dim: int, rng: Generator
+) -> tuple[Array, Array]:
+    """The mean of ν isotropic Gaussians whose squared norms have mean `variance`."""
+    deviation = np.sqrt(variance / benign_dim * _inverse(counts))
+    return deviation * rng.standard_normal(np.shape(counts)), deviation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussian:
+    """Isotropic Gaussian noise in the n dimensions of the benign frame: σ/√n in each.
+
+    >>> along, across = Gaussian(sigma=3.0).mean_of(np.array([1, 4, 0]), 9, np.random.default_rng(0))
+    >>> across
+    array([1. , 0.5, 0. ])
+    """
+
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigma", check_number("sigma", self.sigma, minimum=0))
+
+    def mean_of(
+        self, counts: NDArray[np.int64], benign_dim: int, rng: Generator
+    ) -> tuple[Array, Array]:
+        """A Gaussian of variance σ²/(nν) in every coordinate."""
+        return _isotropic(self.sigma**2, counts, benign_dim, rng)
+
+
+def _check_shared(law: TwoPoint | Exponential) -> None:
+    object.__setattr__(law, "sigma", check_number("sigma", law.sigma, minimum=0))
+    share = check_number("isotropic_share", law.isotropic_share, minimum=0, maximum=1)
+    object.__setattr__(law, "isotropic_share", share)
+
+
+def _with_isotropic_share(
+    law: TwoPoint | Exponential,
+    along: Array,
+    counts: NDArray[np.int64],
+    benign_dim: int,
+    rng: Generator,
+) -> tuple[Array, Array]:
+    """Scale the unit-variance component `along` e, and add the isotropic rest of the variance."""
+    along = along * (law.sigma * math.sqrt(1 - law.isotropic_share))
+    if law.isotropic_share == 0:
+        return along, np.zeros(np.shape(counts))
+    rest, across = _isotropic(law.sigma**2 * law.isotropic_share, counts, benign_dim, rng)
+    return along + rest, across
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoPoint:
+    r"""Skewed noise along the gradient: a few examples pull the right way a lot.
+
+    ξ = σ τ e with τ = +√((1−π)/π) with probability π, else −√(π/(1−π)): mean 0, variance 1. For
+    π < ½ most examples pull the wrong way a little, which is what normalisation punishes.
+
+    Args:
+        sigma: σ.
+        rare: π, strictly between 0 and 1.
+        isotropic_share: the share of the variance that is an isotropic Gaussian instead.
+
+    >>> law = TwoPoint(sigma=1.0, rare=0.2)
+    >>> along, across = law.mean_of(np.full(5, 1), 8, np.random.default_rng(1))
+    >>> np.unique(along).round(12), across.max()
+    (array([-0.5,  2. ]), np.float64(0.0))
+    """
+
+    sigma: float = 1.0
+    rare: float = 0.1
+    isotropic_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_shared(self)
+        object.__setattr__(self, "rare", check_number("rare", self.rare, above=0, below=1))
+
+    def mean_of(
+        self, counts: NDArray[np.int64], benign_dim: int, rng: Generator
+    ) -> tuple[Array, Array]:
+        """A binomial count of the rare value, centred and scaled, and the isotropic share."""
+        hits = rng.binomial(counts, self.rare)
+        spread = math.sqrt(self.rare * (1 - self.rare))
+        along = (hits - counts * self.rare) * (_inverse(counts) / spread)
+        return _with_isotropic_share(self, along, counts, benign_dim, rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exponential:
+    """Skewed noise along the gradient: σ(E − 1) e with E a standard exponential.
+
+    The skew is that of :class:`TwoPoint` with π < ½: most examples pull the wrong way.
+
+    Args:
+        sigma: σ.
+        isotropic_share: the share of the variance that is an isotropic Gaussian instead.
+
+    >>> law = Exponential(sigma=2.0)
+    >>> law.mean_of(np.full(1000, 1), 8, np.random.default_rng(1))[0].min() > -2
+    np.True_
+    """
+
+    sigma: float = 1.0
+    isotropic_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_shared(self)
+
+    def mean_of(
+        self, counts: NDArray[np.int64], benign_dim: int, rng: Generator
+    ) -> tuple[Array, Array]:
+        """A gamma variable of shape ν over ν, centred, and the isotropic share."""
+        along = rng.standard_gamma(counts) * _inverse(counts) - (counts > 0)
+        return _with_isotropic_share(self, along, counts, benign_dim, rng)
+
+
+def _sums_of_inverse_chi_squares(counts: NDArray[np.int64], df: float, rng: Generator) -> Array:
+    """Σ 1/χ²(df) over ν draws for every ν of `counts`, in blocks that bound the memory."""
+    sums = np.zeros(np.size(counts))
+    filled = np.flatnonzero(counts)
+    ends = np.cumsum(np.ravel(counts)[filled])
+    total = int(ends[-1]) if filled.size else 0
+    block = 2**18
+    for start in range(0, total, block):
+        stop = min(start + block, total)
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        starts = np.concatenate([[start], ends[first:last]]) - start
+        sums[filled[first : last + 1]] += np.add.reduceat(1 / rng.chisquare(df, stop - start), starts)
+    return sums.reshape(np.shape(counts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentT:
+    """Heavy-tailed noise: multivariate Student t, scaled to E‖ξ‖² = σ².
+
+    An isotropic Gaussian whose variance is a random number per example, (df − 2)/χ²(df) times
+    σ²/n. The mean of ν is a Gaussian whose variance is the mean of the ν variances over ν.
+
+    Args:
+        sigma: σ.
+        df: degrees of freedom, above 2 so that the variance exists.
+
+    >>> StudentT(df=2)
+    Traceback (most recent call last):
+        ...
+    mbsim.errors.InvalidArgument: df=2 must be above 2
+    """
+
+    sigma: float = 1.0
+    df: float = 5.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigma", check_number("sigma", self.sigma, minimum=0))
+        object.__setattr__(self, "df", check_number("df", self.df, above=2))
+
+    def mean_of(
+        self, counts: NDArray[np.int64], benign_dim: int, rng: Generator
+    ) -> tuple[Array, Array]:
+        """One variance per example, added up over the examples of each entry."""
+        total = _sums_of_inverse_chi_squares(counts, self.df, rng) * (self.df - 2)
+        deviation = np.sqrt(self.sigma**2 / benign_dim * total) * _inverse(counts)
+        return deviation * rng.standard_normal(np.shape(counts)), deviation
+
+
+def check_noise_argument(noise: Any) -> NoiseLaw | VectorNoise:
+    """`noise` itself if it is a noise law of either form with a sound sigma."""
+    if isinstance(noise, type) or not isinstance(noise, (NoiseLaw, VectorNoise)):
+        raise InvalidArgument(
+            f"noise={shown(noise)} must have sigma and mean_of, such as "
+            "mbsim.noise.Gaussian(sigma=1.0)"
+        )
+    check_number("noise.sigma", noise.sigma, minimum=0)
+    return noise

@@ -1,0 +1,158 @@
+"""A Problem: everything about a synthetic experiment except the method and its step size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbsim._values import set_field, value
+from mbsim.errors import InvalidArgument, check_array, check_finite, check_integer
+from mbsim.problems.draggers import Draggers, check_draggers_argument
+from mbsim.problems.losses import check_loss_argument
+from mbsim.problems.noise import check_noise_argument
+
+__all__ = ["Problem"]
+
+
+@value
+class Problem:
+    r"""A loss, its benign noise, its draggers, the split of the space, and a starting point.
+
+    The space is split once, R^d = V ⊕ U, with V the first `benign_dim` axes. At w, with
+    g = ∇L(w) and e = g/‖g‖, the *benign frame* is span(e) ⊕ (V ⊖ P_V g), n = benign_dim
+    dimensions, and the *dragger frame* is U ⊖ P_U g, d − n − 1 dimensions (where a projection is
+    zero the subspace's first axis takes its place). The three pieces are orthogonal, so
+    assumption A4 holds exactly for every loss, and the law of a step depends on w through
+    r = ‖g‖ alone.
+
+    Args:
+        loss: a :class:`~mbsim.problems.losses.Loss`; it fixes the dimension d, the smoothness L
+            and the lower bound L*.
+        noise: a :class:`~mbsim.problems.noise.NoiseLaw`.
+        draggers: the paper's p and c; no draggers if left out.
+        benign_dim: n, at least 1; at most d − 1 − (the dimensions the draggers need), or d
+            without draggers.
+        start: w₀, shape ``[d]``.
+
+    Raises:
+        InvalidArgument: for parts of the wrong kind, a start that is not finite or does not fit
+            the loss, and dimensions that do not allow the model.
+
+    Source: [Wang2024] assumptions 4.1 to 4.4; the theory page, section 2.
+
+    >>> import numpy as np, mbsim
+    >>> problem = mbsim.Problem(
+    ...     loss=mbsim.losses.Quadratic(np.ones(8)), noise=mbsim.noise.Gaussian(sigma=1.0),
+    ...     draggers=mbsim.Draggers(probability=0.05, norm_ratio=20.0),
+    ...     benign_dim=4, start=np.ones(8))
+    >>> problem.dimension, problem.dragger_dim, problem.initial_gap
+    (8, 3, 4.0)
+    """
+
+    loss: Any
+    noise: Any
+    draggers: Draggers
+    benign_dim: int
+    start: NDArray[np.float64]
+
+    def __init__(
+        self,
+        *,
+        loss: Any,
+        noise: Any,
+        benign_dim: Any,
+        start: Any,
+        draggers: Draggers | None = None,
+    ) -> None:
+        if draggers is None:
+            draggers = Draggers(probability=0, norm_ratio=0)
+        set_field(self, "loss", check_loss_argument(loss))
+        set_field(self, "noise", check_noise_argument(noise))
+        set_field(self, "draggers", check_draggers_argument(draggers))
+        set_field(self, "benign_dim", check_integer("benign_dim", benign_dim, minimum=1))
+        set_field(self, "start", self._checked_start(start))
+        self._check_dimensions()
+
+    def _checked_start(self, start: Any) -> NDArray[np.float64]:
+        array = check_array("start", start, ndim=1)
+        check_finite("start", array)
+        if array.size != self.dimension:
+            raise InvalidArgument(
+                f"start has {array.size} coordinates and must have those of the loss, "
+                f"{self.dimension}"
+            )
+        with np.errstate(all="ignore"):
+            values = np.append(self.loss.gradient(array), self.loss.value(array))
+        if not np.isfinite(values).all():
+            raise InvalidArgument(
+                "start must be where the loss and its gradient are finite; "
+                f"loss.value(start)={float(values[-1])}"
+            )
+        return array
+
+    def _check_dimensions(self) -> None:
+        needed = self.draggers.dimensions_needed
+        spare = self.dimension - self.benign_dim
+        if needed == 0 and spare < 0:
+            raise InvalidArgument(
+                f"benign_dim={self.benign_dim} must be at most the dimension of the loss, "
+                f"{self.dimension}"
+            )
+        if needed > 0 and spare < needed + 1:
+            raise InvalidArgument(
+                f"benign_dim={self.benign_dim} leaves max(0, {self.dimension} - {self.benign_dim} "
+                f"- 1) = {self.dragger_dim} dimensions for the draggers, which need {needed} with "
+                f"coherence={self.draggers.coherence:g}; take benign_dim at most "
+                f"{self.dimension - needed - 1}, or a loss of more dimensions"
+            )
+
+    @property
+    def dimension(self) -> int:
+        """d, the number of parameters."""
+        return int(self.loss.dim)
+
+    @property
+    def dragger_dim(self) -> int:
+        """The dimension of the dragger frame, d − n − 1."""
+        return max(0, self.dimension - self.benign_dim - 1)
+
+    @property
+    def smoothness(self) -> float:
+        """L, the smoothness constant of the loss."""
+        return float(self.loss.smoothness)
+
+    @property
+    def initial_gap(self) -> float:
+        """Δ = L(w₀) − L*."""
+        return float(self.loss.value(self.start) - self.loss.minimum)
+
+    @property
+    def initial_grad_norm(self) -> float:
+        """‖∇L(w₀)‖."""
+        return float(np.linalg.norm(self.loss.gradient(self.start)))
+
+    def __str__(self) -> str:
+        p, c = self.draggers.probability, self.draggers.norm_ratio
+        extras = "".join(
+            f", {name} {number:g}"
+            for name, number in (
+                ("coherence", self.draggers.coherence),
+                ("tilt", self.draggers.tilt),
+            )
+            if number
+        )
+        who = f"probability {p:g}, norm ratio {c:g}{extras}" if p and c else "none"
+        lines = [
+            ("loss", f"{self.loss}"),
+            ("dimension", f"{self.dimension}: {self.benign_dim} benign, {self.dragger_dim} dragger"),
+            ("smoothness", f"{self.smoothness:.4g}"),
+            ("initial gap", f"{self.initial_gap:.4g}, gradient norm {self.initial_grad_norm:.4g}"),
+            ("noise", f"{self.noise}"),
+            ("draggers", who),
+            ("assumes", "A1 to A4" if not self.draggers.tilt else "A1 to A3; A4 broken by the tilt"),
+        ]
+        return "Problem\n" + "\n".join(f"  {name:<12} {text}" for name, text in lines)
+
+    __repr__ = __str__

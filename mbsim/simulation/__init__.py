@@ -1,0 +1,1 @@
+"""Simulation: two engines of one law, and the runs they make."""

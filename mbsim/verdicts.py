@@ -1,0 +1,159 @@
+"""Verdicts: what comes of holding a claim or a bound against numbers.
+
+A verdict is never typed in. It is made of comparisons, each an estimate with an interval held
+against a limit, and its status follows from where the intervals lie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from mbsim.errors import InvalidArgument, shown
+from mbsim.statistics import Interval
+
+__all__ = ["Comparison", "Verdict"]
+
+SUPPORTED, REFUTED, INCONCLUSIVE = "supported", "refuted", "inconclusive"
+NOT_APPLICABLE = "not applicable"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One measured quantity held against a limit.
+
+    Attributes:
+        what: what was measured, in words.
+        measured: the estimate and its interval.
+        relation: "below", "above", or "within" (for an equivalence: between `limit[0]` and
+            `limit[1]`).
+        limit: a number, or for "within" two.
+
+    >>> from mbsim import statistics
+    >>> measured = statistics.mean([1.0, 1.1, 0.9, 1.0], false_positive_rate=0.01)
+    >>> Comparison(what="height", measured=measured, relation="below", limit=2.0).status
+    'supported'
+    """
+
+    what: str
+    measured: Interval
+    relation: str
+    limit: float | tuple[float, float]
+
+    def __post_init__(self) -> None:
+        pair = isinstance(self.limit, tuple)
+        if self.relation not in ("below", "above", "within") or pair != (self.relation == "within"):
+            raise InvalidArgument(
+                f"relation={shown(self.relation)} must be 'below' or 'above' with one limit, or "
+                "'within' with two"
+            )
+
+    @property
+    def _limits(self) -> tuple[float, float]:
+        if isinstance(self.limit, tuple):
+            return self.limit
+        return (-math.inf, self.limit) if self.relation == "below" else (self.limit, math.inf)
+
+    @property
+    def status(self) -> str:
+        """Supported or refuted when the whole interval lies on one side, else inconclusive."""
+        low, high = self._limits
+        if low < self.measured.low and self.measured.high < high:
+            return SUPPORTED
+        if self.measured.high < low or self.measured.low > high:
+            return REFUTED
+        return INCONCLUSIVE
+
+    def __str__(self) -> str:
+        limit = (
+            f"{self.limit[0]:.4g} to {self.limit[1]:.4g}"
+            if isinstance(self.limit, tuple)
+            else f"{self.limit:.4g}"
+        )
+        return f"{self.what}: {self.measured}, claimed {self.relation} {limit}: {self.status}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A claim, the comparisons it rests on, and the status that follows from them.
+
+    Attributes:
+        claim: its short name.
+        statement: what is claimed, in a sentence.
+        comparisons: every one must be supported for the claim to be; one that is refuted
+            refutes it.
+        seed: what the randomness came from.
+        not_applicable: why the claim does not apply (an assumption was measured false), or "".
+        details: further numbers, as plain data.
+    """
+
+    claim: str
+    statement: str
+    comparisons: tuple[Comparison, ...]
+    seed: Any
+    not_applicable: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.comparisons and not self.not_applicable:
+            raise InvalidArgument(f"claim={shown(self.claim)} must rest on at least one comparison")
+        object.__setattr__(self, "details", MappingProxyType(dict(self.details)))
+
+    @property
+    def status(self) -> str:
+        """*supported*, *refuted*, *inconclusive* or *not applicable*."""
+        if self.not_applicable:
+            return NOT_APPLICABLE
+        found = {comparison.status for comparison in self.comparisons}
+        return next(s for s in (REFUTED, INCONCLUSIVE, SUPPORTED) if s in found)
+
+    @property
+    def deciding(self) -> Comparison | None:
+        """The comparison that decided: the first of those that share the verdict's status."""
+        return next((c for c in self.comparisons if c.status == self.status), None)
+
+    @property
+    def false_positive_rate(self) -> float:
+        """At most this is the probability of a wrong decision: the rates of the comparisons added."""
+        return sum(c.measured.false_positive_rate for c in self.comparisons)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as plain data, numbers in full."""
+        return {
+            "claim": self.claim,
+            "status": self.status,
+            "statement": self.statement,
+            "not_applicable": self.not_applicable,
+            "false_positive_rate": self.false_positive_rate,
+            "comparisons": [
+                {
+                    "what": c.what,
+                    "estimate": c.measured.estimate,
+                    "interval": [c.measured.low, c.measured.high],
+                    "relation": c.relation,
+                    "limit": list(c.limit) if isinstance(c.limit, tuple) else c.limit,
+                    "ratio": _ratio(c),
+                    "detectable": c.measured.detectable,
+                    "status": c.status,
+                }
+                for c in self.comparisons
+            ],
+            "seed": self.seed,
+            "details": dict(self.details),
+        }
+
+    def __str__(self) -> str:
+        head = f"{self.claim}: {self.status}\n  {self.statement}"
+        if self.not_applicable:
+            return f"{head}\n  {self.not_applicable}"
+        return "\n".join([head, *(f"  {c}" for c in self.comparisons)])
+
+
+def _ratio(comparison: Comparison) -> float | None:
+    """Estimate over limit (over the middle of two)."""
+    limit = comparison.limit
+    middle = sum(limit) / 2 if isinstance(limit, tuple) else limit
+    return comparison.measured.estimate / middle if middle else None
