@@ -8,6 +8,7 @@ the tests of this module measure it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy import special
 
 from mbsim.errors import InvalidArgument, check_number
 
-__all__ = ["Interval", "difference", "mean", "ratio"]
+__all__ = ["Interval", "difference", "log_log_slope", "mean", "ratio"]
 
 
 def _t_quantile(df: float, tail: float) -> float:
@@ -141,3 +142,28 @@ def ratio(
         false_positive_rate=rate,
         df=logs.df,
     )
+
+
+def log_log_slope(
+    x: ArrayLike, samples: Sequence[ArrayLike], *, false_positive_rate: float
+) -> Interval:
+    """The least-squares slope of log(mean of a sample) against log x; samples are independent.
+
+    >>> wobble = np.linspace(0.9, 1.1, 50)
+    >>> print(log_log_slope([1, 4, 16], [wobble, wobble / 2, wobble / 4], false_positive_rate=0.05))
+    -0.5 [-0.5087, -0.4913]
+    """
+    rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
+    values = [_sample("samples", sample) for sample in samples]
+    position = np.log(np.asarray(x, dtype=np.float64))
+    if position.size != len(values) or position.size < 2 or np.ptp(position) == 0:
+        raise InvalidArgument(f"x has {position.size} values and needs one for each of {len(values)}")
+    means = np.array([v.mean() for v in values])
+    df = min(v.size for v in values) - 1
+    if not (means > 0).all():
+        return _interval(math.nan, math.nan, df, rate)
+    centred = position - position.mean()
+    weights = centred / np.square(centred).sum()
+    relative = np.array([v.std(ddof=1) / v.mean() / math.sqrt(v.size) for v in values])
+    error = math.sqrt(float(np.square(weights * relative).sum()))
+    return _interval(float(weights @ np.log(means)), error, df, rate)

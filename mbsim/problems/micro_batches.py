@@ -109,11 +109,14 @@ def _sums_of_directions(k: NDArray[np.int64], dimensions: int, rng: Generator) -
 
     Directions are added one at a time: ‖S + o‖² = ‖S‖² + 2‖S‖ cos + 1.
     """
-    length_sq = np.minimum(k, 1).astype(np.float64)
-    for count in range(2, int(k.max(initial=0)) + 1):
-        more = np.nonzero(k >= count)
+    flat = k.ravel()
+    length_sq = np.minimum(flat, 1).astype(np.float64)
+    more, count = np.flatnonzero(flat > 1), 1
+    while more.size:
+        count += 1
         before = length_sq[more]
-        step = cosines(before.shape, dimensions, rng)
+        step = cosines(more.size, dimensions, rng)
         # A sum of ±1 can cancel exactly; rounding must not leave a negative square.
         length_sq[more] = np.maximum(before + 2 * np.sqrt(before) * step + 1, 0)
-    return np.sqrt(length_sq)
+        more = more[flat[more] > count]
+    return np.sqrt(length_sq).reshape(k.shape)

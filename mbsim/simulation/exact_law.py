@@ -200,14 +200,20 @@ def _norm(vectors: Array) -> Array:
 
 def _length_of_sum(lengths: Array, levels: list[Array]) -> Array:
     """‖Σ a_j o_j‖ for independent uniform directions o_j, added in pairs by the law of cosines."""
+    squares = np.square(lengths)
     for cosine in levels:
         half = cosine.shape[-1]
-        one, other = lengths[..., :half], lengths[..., half : 2 * half]
-        squared = one * one + other * other + 2 * one * other * cosine
-        # Rounding can leave a tiny negative square where two lengths cancel.
-        pairs = np.sqrt(np.maximum(squared, 0))
-        lengths = np.concatenate([pairs, lengths[..., 2 * half :]], axis=-1)
-    return lengths[..., 0]
+        one, other = squares[..., :half], squares[..., half : 2 * half]
+        pairs = one * other
+        np.sqrt(pairs, out=pairs)
+        pairs *= cosine
+        pairs *= 2
+        pairs += one
+        pairs += other
+        np.maximum(pairs, 0, out=pairs)  # rounding, where two lengths cancel
+        odd = squares.shape[-1] > 2 * half
+        squares = np.concatenate([pairs, squares[..., 2 * half :]], axis=-1) if odd else pairs
+    return np.sqrt(squares[..., 0])
 
 
 def _place(

@@ -1,0 +1,1 @@
+"""Real gradients: a user's own, and those of real models in training."""

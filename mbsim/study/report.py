@@ -1,0 +1,224 @@
+"""``reproduce``: every claim and every negative control, with verdicts, figures and a report."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from mbsim._progress import progress
+from mbsim._version import __version__
+from mbsim.errors import InvalidArgument, check_integer, shown
+from mbsim.study import claims
+from mbsim.verdicts import Verdict
+
+__all__ = ["CLAIMS", "CONTROLS", "Report", "expected_statuses", "reproduce"]
+
+Claim = Callable[..., Verdict]
+
+CLAIMS: tuple[Claim, ...] = (
+    claims.sgd_same_rate,
+    claims.clipping_ahead_early,
+    claims.bias_stays,
+    claims.bias_needs_skew,
+    claims.sweet_spot,
+    claims.training_sweet_spot,
+)
+
+# The same claims with what they rest on taken away: none of these may come out supported.
+CONTROLS: tuple[tuple[str, Claim, dict[str, Any]], ...] = (
+    ("draggers tilted against the gradient", claims.sgd_same_rate, {"tilt": -0.1}),
+    ("no draggers", claims.clipping_ahead_early, {"draggers": False}),
+    ("skewed noise", claims.bias_needs_skew, {"skewed": True}),
+    ("symmetric noise", claims.sweet_spot, {"noise": "symmetric"}),
+    ("no draggers", claims.sweet_spot, {"draggers": False}),
+    ("labels of b shuffled", claims.sweet_spot, {"shuffle": True}),
+    ("no canaries", claims.training_sweet_spot, {"canaries": False}),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What :func:`reproduce` found.
+
+    Attributes:
+        verdicts: one per claim.
+        controls: (what was taken away, verdict) for every negative control.
+        trajectories: curves for a figure.
+        quick, rng: how it was made.
+        made_with: versions and seconds, the only part that differs between two runs of one seed.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    controls: tuple[tuple[str, Verdict], ...]
+    trajectories: dict[str, Any]
+    quick: bool
+    rng: int
+    made_with: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {
+            "quick": self.quick,
+            "rng": self.rng,
+            "verdicts": [verdict.to_dict() for verdict in self.verdicts],
+            "controls": [{"without": what, **v.to_dict()} for what, v in self.controls],
+            "trajectories": self.trajectories,
+            "made_with": self.made_with,
+        }
+
+    def statuses(self) -> dict[str, str]:
+        """The status of every claim and control, by name."""
+        found = {verdict.claim: verdict.status for verdict in self.verdicts}
+        return found | {f"{v.claim}, control: {what}": v.status for what, v in self.controls}
+
+    def surprises(self) -> list[str]:
+        """Where the statuses differ from the committed list of expected ones; one line each."""
+        expected, found = expected_statuses(quick=self.quick), self.statuses()
+        return [
+            f"{name}: expected {expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
+            for name in sorted(expected.keys() | found.keys())
+            if expected.get(name) != found.get(name)
+        ]
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Name, status and the deciding comparison, for every claim and control."""
+        named = [(v.claim, v) for v in self.verdicts]
+        named += [(f"  control: {what} ({v.claim})", v) for what, v in self.controls]
+        return [(name, v.status, _decided_by(v)) for name, v in named]
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        wide = max(len(name) for name, _, _ in rows)
+        return "\n".join(f"{name:<{wide}}  {status:<14}  {why}" for name, status, why in rows)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        import html
+
+        cells = "".join(
+            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(c)}</td>" for c in row)
+            for row in self.rows()
+        )
+        head = "<tr><th>claim</th><th>verdict</th><th>decided by</th></tr>"
+        return f"<table>{head}{cells}</table>"
+
+
+def _decided_by(verdict: Verdict) -> str:
+    comparison = verdict.deciding
+    if comparison is None:
+        return verdict.not_applicable
+    limit = comparison.limit
+    limit_text = f"{limit[0]:.3g} to {limit[1]:.3g}" if isinstance(limit, tuple) else f"{limit:.3g}"
+    return f"{comparison.what}: {comparison.measured}, claimed {comparison.relation} {limit_text}"
+
+
+def expected_statuses(*, quick: bool) -> dict[str, str]:
+    """The committed statuses, kept beside this file: a change of one is news."""
+    text = resources.files("mbsim.study").joinpath("expected.json").read_text("utf-8")
+    statuses: dict[str, str] = json.loads(text)["quick" if quick else "full"]
+    return statuses
+
+
+def reproduce(out: str | os.PathLike[str] = "figures", *, quick: bool = False, rng: int = 0) -> Report:
+    """Run every claim and every control; write the figures and ``report.json`` to `out`.
+
+    Args:
+        out: a directory, made if it is not there.
+        quick: fewer steps and replicates: half a minute at most in the place of three.
+        rng: the seed, an integer; the same seed gives the same report, byte for byte, but for
+            ``made_with``.
+
+    Returns:
+        The :class:`Report`.
+
+    Raises:
+        InvalidArgument: if `out` cannot be a directory or `rng` is not an integer of at least 0.
+    """
+    from mbsim.study import plots
+
+    check_integer("rng", rng, minimum=0)
+    folder = _checked_folder(out)
+    jobs: list[tuple[str, Claim, dict[str, Any]]] = [("", claim, {}) for claim in CLAIMS]
+    jobs += CONTROLS
+    started, seconds, done = time.perf_counter(), {}, []
+    with progress(len(jobs) + 2, "reproducing") as bar:
+        for number, (without, claim, changed) in enumerate(jobs):
+            name = claim.__name__.replace("_", "-") + (f", {without}" if without else "")
+            bar.update(number, name)
+            since = time.perf_counter()
+            done.append(claim(quick=quick, rng=rng, **changed))
+            seconds[name] = round(time.perf_counter() - since, 2)
+        bar.update(len(jobs), "trajectories")
+        curves = claims.trajectories(quick=quick, rng=rng)
+        bar.update(len(jobs) + 1, "figures")
+        report = Report(
+            verdicts=tuple(done[: len(CLAIMS)]),
+            controls=tuple(
+                (what, verdict)
+                for (what, _, _), verdict in zip(CONTROLS, done[len(CLAIMS) :], strict=True)
+            ),
+            trajectories=curves,
+            quick=quick,
+            rng=rng,
+            made_with={},
+        )
+        plots.draw_report(report.to_dict(), folder)
+    seconds["all"] = round(time.perf_counter() - started, 2)
+    report.made_with.update(_versions(), seconds=seconds)
+    _write(folder / "report.json", to_json(report.to_dict()))
+    return report
+
+
+def to_json(content: Any) -> str:
+    """Plain data as JSON that any reader takes: numbers that are not finite become null."""
+    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: _finite(item) for key, item in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(item) for item in content]
+    return content
+
+
+def _checked_folder(out: Any) -> Path:
+    try:
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, TypeError, ValueError) as error:
+        raise InvalidArgument(f"out={shown(out)} must be a folder that can be written to") from error
+    return folder
+
+
+def _versions() -> dict[str, Any]:
+    names = ("numpy", "scipy", "matplotlib", "scikit-learn")
+    found = {name: metadata.version(name) for name in names}
+    return {"mbsim": __version__, "python": platform.python_version(), **found}
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
