@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from mbsim.problems.draggers import Draggers
     from mbsim.problems.problem import Problem
     from mbsim.simulation.run import Run, draw_updates, simulate
+    from mbsim.study.compare import compare
+    from mbsim.study.report import reproduce
+    from mbsim.verdicts import Verdict
 
 # Where each public name lives.
 _HOMES = {
@@ -32,8 +35,11 @@ _HOMES = {
     "Problem": "mbsim.problems.problem",
     "Run": "mbsim.simulation.run",
     "SGD": "mbsim.methods",
+    "Verdict": "mbsim.verdicts",
     "__version__": "mbsim._version",
+    "compare": "mbsim.study.compare",
     "draw_updates": "mbsim.simulation.run",
+    "reproduce": "mbsim.study.report",
     "simulate": "mbsim.simulation.run",
 }
 _MODULES = {
@@ -52,12 +58,15 @@ __all__ = [
     "MicroBatchClipping",
     "Problem",
     "Run",
+    "Verdict",
     "__version__",
     "clipping",
+    "compare",
     "draw_updates",
     "errors",
     "losses",
     "noise",
+    "reproduce",
     "simulate",
     "testing",
 ]

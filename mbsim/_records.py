@@ -32,7 +32,7 @@ _KNOWN = {
 
 def describe(content: Any) -> Any:
     """`content` as plain data: mbsim's own objects field by field, anything else by its repr."""
-    if isinstance(content, np.ndarray):
+    if isinstance(content, (np.ndarray, np.generic)):
         return content.tolist()
     if _KNOWN.get(type(content).__name__) is type(content):
         fields = {
@@ -83,12 +83,12 @@ def save(run: Any, path: Path) -> None:
         if isinstance(content, np.ndarray):
             arrays[field.name] = content
         elif field.name not in ("problem", "method"):  # the provenance has them
-            plain[field.name] = content
+            plain[field.name] = describe(content)
     meta = json.dumps({"format": _FORMAT, **plain})
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, meta=np.array(meta), **arrays)
+            np.savez(file, meta=np.array(meta), **arrays)  # numbers only, so nothing is pickled
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

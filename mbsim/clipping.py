@@ -202,6 +202,7 @@ def apply(
     array([1.5, 4.5])
     """
     rule = check_rule(SmallestNorm() if rule is None else rule)
+    _check_nonfinite(nonfinite)
     gradients = check_array("micro_batch_gradients", micro_batch_gradients)
     if gradients.ndim < 2:
         raise InvalidArgument(
@@ -241,6 +242,7 @@ def update(
     array([0.5, 0.5])
     """
     rule = check_rule(SmallestNorm() if rule is None else rule)
+    _check_nonfinite(nonfinite)
     gradients = check_array("per_example_gradients", per_example_gradients)
     if gradients.ndim < 2:
         raise InvalidArgument(
@@ -251,18 +253,21 @@ def update(
     m = check_divides(micro_batch_size, examples)
     if nonfinite == "raise":
         check_finite("per_example_gradients", gradients)
-    # Averages of numbers near the largest float would overflow on the way.
-    wide = _widened(gradients) if np.abs(gradients).max() > _PLAIN_MAX else gradients
+    # Averages near the largest float would overflow on the way, and tiny ones lose their direction.
+    wide = _widened(gradients) if _extreme(gradients) else gradients
     with np.errstate(invalid="ignore"):  # inf - inf in a micro-batch that is about to be dropped
         means = wide.reshape(*leading, m, examples // m, dim).mean(axis=-2)
     return _apply(means, rule, nonfinite, name="per_example_gradients")
 
 
+def _check_nonfinite(nonfinite: object) -> None:
+    if not isinstance(nonfinite, str) or nonfinite not in ("raise", "drop"):
+        raise InvalidArgument(f"nonfinite={shown(nonfinite)} must be 'raise' or 'drop'")
+
+
 def _apply(
     gradients: NDArray[np.floating], rule: Rule, nonfinite: str, *, name: str
 ) -> NDArray[np.float64]:
-    if nonfinite not in ("raise", "drop"):
-        raise InvalidArgument(f"nonfinite={shown(nonfinite)} must be 'raise' or 'drop'")
     finite = np.isfinite(gradients).all(axis=-1)
     if finite.all():
         return _clipped_mean(gradients, rule)
@@ -281,21 +286,25 @@ def _apply(
 
 def _clipped_mean(gradients: NDArray[np.floating], rule: Rule) -> NDArray[np.float64]:
     """u = (1/m) Σ_j s_j X_j for finite X of shape [..., m, d]."""
-    largest = np.abs(gradients).max(axis=-1)
-    extreme = (largest > _PLAIN_MAX) | ((largest < _PLAIN_MIN) & (largest > 0))
-    if extreme.any():
+    if _extreme(gradients):
         gradients = _widened(gradients)
     norms = np.sqrt(np.square(gradients).sum(axis=-1))
-    factors = rule.factors(norms)
-    if np.shape(factors) != norms.shape:
+    factors = np.asarray(rule.factors(norms))
+    if factors.shape != norms.shape:
         raise InvalidArgument(
-            f"rule={shown(rule)} returned factors of shape {np.shape(factors)} for norms of shape "
+            f"rule={shown(rule)} returned factors of shape {factors.shape} for norms of shape "
             f"{norms.shape}; they must be the same"
         )
     clipped = (factors[..., None] * gradients).mean(axis=-2)
     result: NDArray[np.float64] = clipped.astype(np.float64)
     check_finite(f"the update of rule={shown(rule)}", result)
     return result
+
+
+def _extreme(vectors: NDArray[np.floating]) -> bool:
+    """Whether a vector (the last axis) is beyond the plain limits; NaN is overlooked."""
+    largest = np.fmax.reduce(np.abs(vectors), axis=-1)
+    return bool(((largest > _PLAIN_MAX) | ((largest < _PLAIN_MIN) & (largest > 0))).any())
 
 
 def _widened(gradients: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -50,6 +50,9 @@ class Comparison:
                 f"relation={shown(self.relation)} must be 'below' or 'above' with one limit, or "
                 "'within' with two"
             )
+        low, high = self._limits
+        if not low < high:  # also where one is NaN
+            raise InvalidArgument(f"limit={shown(self.limit)} must be a number, or two that ascend")
 
     @property
     def _limits(self) -> tuple[float, float]:

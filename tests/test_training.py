@@ -79,7 +79,7 @@ def test_a_step_is_the_update_from_explicit_gradients(data, trained, rule, size,
 
 
 def test_a_step_with_other_micro_batches_is_told_apart(data, trained):
-    """The comparison above can fail: micro-batches shifted by one example are 1e9 tolerances off."""
+    """The comparison above can fail: shifted micro-batches are 1e9 tolerances off."""
     inputs, labels = data.train_inputs[:, -16:], data.train_labels[:, -16:]
     steps = []
     for order in (np.arange(16), np.roll(np.arange(16), 1)):
@@ -450,7 +450,10 @@ def test_bad_calls(data, call, message):
     assert "\n" not in str(caught.value)
 
 
-def go(data, method=SGD(), **changes):
+PLAIN = SGD()
+
+
+def go(data, method=PLAIN, **changes):
     return train(data, method, **{"step_size": 1.0, "steps": 1, "rng": 0, **changes})
 
 

@@ -75,10 +75,10 @@ def _inverse(counts: NDArray[np.int64]) -> Array:
 
 
 def _isotropic(
-    variance: float, counts: NDArray[np.int64], benign_dim: int, rng: Generator
+    sigma: float, counts: NDArray[np.int64], benign_dim: int, rng: Generator
 ) -> tuple[Array, Array]:
-    """The mean of ν isotropic Gaussians whose squared norms have mean `variance`."""
-    deviation = np.sqrt(variance / benign_dim * _inverse(counts))
+    """The mean of ν isotropic Gaussians whose squared norms have mean σ²."""
+    deviation = sigma * np.sqrt(_inverse(counts) / benign_dim)
     return deviation * rng.standard_normal(np.shape(counts)), deviation
 
 
@@ -100,7 +100,7 @@ class Gaussian:
         self, counts: NDArray[np.int64], benign_dim: int, rng: Generator
     ) -> tuple[Array, Array]:
         """A Gaussian of variance σ²/(nν) in every coordinate."""
-        return _isotropic(self.sigma**2, counts, benign_dim, rng)
+        return _isotropic(self.sigma, counts, benign_dim, rng)
 
 
 def _check_shared(law: TwoPoint | Exponential) -> None:
@@ -120,7 +120,8 @@ def _with_isotropic_share(
     along = along * (law.sigma * math.sqrt(1 - law.isotropic_share))
     if law.isotropic_share == 0:
         return along, np.zeros(np.shape(counts))
-    rest, across = _isotropic(law.sigma**2 * law.isotropic_share, counts, benign_dim, rng)
+    share = math.sqrt(law.isotropic_share)
+    rest, across = _isotropic(law.sigma * share, counts, benign_dim, rng)
     return along + rest, across
 
 
@@ -233,7 +234,7 @@ class StudentT:
     ) -> tuple[Array, Array]:
         """One variance per example, added up over the examples of each entry."""
         total = _sums_of_inverse_chi_squares(counts, self.df, rng) * (self.df - 2)
-        deviation = np.sqrt(self.sigma**2 / benign_dim * total) * _inverse(counts)
+        deviation = self.sigma * np.sqrt(total / benign_dim) * _inverse(counts)
         return deviation * rng.standard_normal(np.shape(counts)), deviation
 
 

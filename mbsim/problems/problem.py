@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mbsim._values import set_field, value
-from mbsim.errors import InvalidArgument, check_array, check_finite, check_integer
+from mbsim.errors import InvalidArgument, check_array, check_finite, check_integer, shown
 from mbsim.problems.draggers import Draggers, check_draggers_argument
 from mbsim.problems.losses import check_loss_argument
 from mbsim.problems.noise import check_noise_argument
@@ -84,11 +85,25 @@ class Problem:
                 f"{self.dimension}"
             )
         with np.errstate(all="ignore"):
-            values = np.append(self.loss.gradient(array), self.loss.value(array))
-        if not np.isfinite(values).all():
+            # The engines hand over leading axes, so a loss without them must fail here already.
+            gradient, found = self.loss.gradient(array[None]), self.loss.value(array[None])
+            if np.shape(gradient) != (1, array.size) or np.shape(found) != (1,):
+                raise InvalidArgument(
+                    f"loss={shown(self.loss)} gives gradients of shape {np.shape(gradient)} and "
+                    f"values of shape {np.shape(found)} for w of shape (1, {array.size}); they "
+                    f"must be of shape (1, {array.size}) and (1,)"
+                )
+            squared = float(np.square(gradient).sum())
+        value = float(found[0])
+        if not (math.isfinite(value) and math.isfinite(squared)):
             raise InvalidArgument(
-                "start must be where the loss and its gradient are finite; "
-                f"loss.value(start)={float(values[-1])}"
+                "start must be where the loss and its squared gradient norm are finite; "
+                f"they are {value:g} and {squared:g}"
+            )
+        if value < self.loss.minimum:
+            raise InvalidArgument(
+                f"loss.minimum={self.loss.minimum:g} must be a lower bound of the loss, which is "
+                f"{value:g} at the start"
             )
         return array
 

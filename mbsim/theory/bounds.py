@@ -22,12 +22,8 @@ no condition on T, and for SGD it halves the constant: what is gained is worth t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
-from functools import cache
-from html import escape
-from typing import Any
 
 import numpy as np
 import sympy
@@ -35,14 +31,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from mbsim.errors import InvalidArgument, shown
 from mbsim.theory.formula import (
-    ABBREVIATIONS,
     Formula,
     as_latex,
     as_text,
     checked_values,
-    definitions_in,
     numbers_of,
-    specialised,
     symbols,
 )
 
@@ -182,7 +175,7 @@ _COMPARISONS = {
 }
 
 
-def _check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         listed = ", ".join(map(repr, choices))
         raise InvalidArgument(f"{name}={shown(value)} must be one of {listed}")
@@ -208,4 +201,853 @@ _FORMS = ("plain", "sharper")
 Δ, L, η, T, r = symbols("initial_gap", "smoothness", "step_size", "steps", "grad_norm")
 B, b, p, c, γ = symbols("batch_size", "micro_batch_size", "probability", "norm_ratio", "coherence")
 σ, n, k = symbols("sigma", "benign_dim", "dragger_count")
-q, m, s, s̃, λ0 = symbols("q", "m", "s", "stilde", "lambda_0")
+q, m, s, s_tilde, λ0, ψ = symbols("q", "m", "s", "stilde", "lambda_0", "psi")
+K_g, K_σ, N_1, N_0, M_1, M_0 = symbols("K_g", "K_sigma", "N_1", "N_0", "M_1", "M_0")
+v, a, ω, λ, λ_bar, ς_bar = symbols(
+    "capped_threshold", "aligned_share", "mean_weight", "alignment", "mean_cosine", "norm_spread"
+)
+q_star, Λ, σ_e = symbols("shortest_benign_share", "progress_rate", "sigma_along")
+
+
+def _source(section: str, statement: str | None = None) -> str:
+    page = f"theory page, section {section}"
+    if statement is None:
+        return page
+    return f"{page}; corresponds to [Wang2024] {statement}, whose constants were not available"
+
+
+def _descended(
+    form: str,
+    *,
+    rate: sympy.Expr,
+    kept: sympy.Expr | None = None,
+    second_moment: tuple[sympy.Expr, sympy.Expr],
+    loss: sympy.Expr | int = 0,
+    weight: sympy.Expr | int = 1,
+) -> dict[str, Any]:
+    """The descent argument (see the head of the module): expression and condition, in one form.
+
+    `rate`, `loss`, `second_moment` and `weight` are a, κ, (M₁, M₀) and the mean of w; `kept` is
+    what the plain form puts in the place of the denominator, a/2 unless told.
+    """
+    _check_choice("form", form, _FORMS)
+    per_gradient, constant = second_moment
+    paid = Δ / (η * T * weight) + η * L * constant / 2 + loss
+    if form == "sharper":
+        expression = paid / (rate - η * L * per_gradient / 2)
+        relation = sympy.StrictLessThan(η, 2 * rate / (L * per_gradient))
+        sentence = "the step size keeps the descent's bracket positive"
+    else:
+        kept = rate / 2 if kept is None else kept
+        expression = sympy.expand(paid / kept)
+        relation = sympy.LessThan(η, 2 * (rate - kept) / (L * per_gradient))
+        sentence = "the step size keeps a fixed part of the descent's bracket"
+    return {
+        "expression": expression,
+        "conditions": (Condition(relation=relation, sentence=sentence),),
+    }
+
+
+# ---------------------------------------------------------------------------------- Theorem 1
+
+
+def sgd_bound(form: str = "plain") -> Bound:
+    r"""Theorem 1: SGD with draggers keeps SGD's rate, with a larger constant, and has no bias.
+
+    A = q r and M = K_g r² + K_σ σ², both exactly, with K_g = q² + pq/B + χc², K_σ = q/B + χc² and
+    χ = p/B + γp²(1 − 1/B). The descent argument with a = q and κ = 0 gives, for η ≤ q/(L K_g),
+
+    .. math:: \frac1T \sum_{t<T} \mathbb E r_t^2
+              \le \frac{2\Delta}{q\eta T} + \frac{\eta L K_\sigma \sigma^2}{q}.
+
+    Args:
+        form: "plain", as above, or "sharper", for η < 2q/(L K_g).
+
+    Returns:
+        The bound; :meth:`~Bound.evaluate` takes initial_gap, smoothness, step_size, steps,
+        batch_size, probability, norm_ratio, coherence and sigma.
+
+    Source: theory page, section 4 (corresponds to [Wang2024] Theorem 4.1).
+
+    >>> round(sgd_bound().evaluate(initial_gap=1, smoothness=1, step_size=0.01, steps=1000,
+    ...     batch_size=64, probability=0.05, norm_ratio=20, sigma=1, coherence=0), 6)
+    0.213972
+    """
+    return Bound(
+        name="SGD with draggers",
+        kind="upper bound",
+        assumptions=_MODEL,
+        source=_source("4 (Theorem 1)", "Theorem 4.1"),
+        **_descended(form, rate=q, second_moment=(K_g, K_σ * σ**2)),
+    )
+
+
+def clean_sgd_bound(form: str = "plain") -> Bound:
+    """Theorem 1 at p = 0: mini-batch SGD as everybody knows it.
+
+    >>> str(clean_sgd_bound())
+    'the average of E‖∇L(w_t)‖² over the steps ≤ 2*Δ/(T*η) + L*η*σ**2/B, if η <= 1/L'
+    """
+    bound = _at(sgd_bound(form), {p: 0})
+    return replace(bound, name="SGD without draggers", assumptions=_MODEL[:3])
+
+
+def _incoherent_sgd_bound(form: str = "plain") -> Bound:
+    bound = _at(sgd_bound(form), {γ: 0})
+    return replace(
+        bound, name="SGD with draggers, γ = 0", assumptions=(*bound.assumptions, _INCOHERENT)
+    )
+
+
+def _at(bound: Bound, values: dict[sympy.Symbol, int]) -> Bound:
+    """`bound` with some symbols replaced by numbers, in the expression and in the conditions."""
+    conditions = (
+        replace(
+            x, relation=x.relation.func(*(specialised(side, values) for side in x.relation.args))
+        )
+        for x in bound.conditions
+    )
+    return replace(
+        bound, expression=specialised(bound.expression, values), conditions=tuple(conditions)
+    )
+
+
+def sgd_tuned_bound(form: str = "plain") -> Bound:
+    """Theorem 1 at its best step size, :func:`tuned_bound` of :func:`sgd_bound`.
+
+    The plain form is 2√(2ΔLK_σσ²/T)/q for T ≥ 2ΔLK_g²/(K_σσ²q²); the sharper form holds for every
+    T, and for large T is half of that.
+
+    >>> setting = dict(initial_gap=1, smoothness=1, batch_size=64, steps=1e6, probability=0.05,
+    ...                norm_ratio=20, sigma=1, coherence=0)
+    >>> ratio = sgd_tuned_bound("sharper").evaluate(**setting) / sgd_tuned_bound().evaluate(**setting)
+    >>> round(ratio, 3)
+    0.501
+    """
+    return tuned_bound(sgd_bound(form))
+
+
+# ---------------------------------------------------------------- Theorem 2: clipping, any noise
+
+# The cap of min(τ, βr). The proof of the drift bound allows β from 1/4 to (2 + √2)/4 = 0.853…, and
+# the rate gains from a large one.
+_CAP = sympy.Rational(3, 4)
+_LOST = s_tilde**2 + λ0 * s**2
+
+
+def clipping_drift_bound(form: str = "plain") -> Bound:
+    r"""The progress of Algorithm 1, for any noise, norm ratio, coherence and number of micro-batches.
+
+    With λ₀ = q^b the probability of a micro-batch without draggers and β = 3/4, for all r > 0,
+
+    .. math:: A(r) \ge \mathbb E[\min(\tau, \beta r)]
+              \left(\lambda_0 - \frac{\tilde s^2 + \lambda_0 s^2}{r^2}\right).
+
+    *Proof.* Algorithm 1 clips X_j at τ = min_{i≠j} x_i, which is independent of X_j (norms do not
+    depend on h, so also where γ > 0). Fix τ = t; scale to r = 1. With g + ñ = e + ñ, write
+    y = ‖e + ñ‖, V = ⟨e + ñ, e⟩ and d = ‖ñ‖ ≥ |V − 1|; P = ⟨clip_t X, e⟩ = αV min(1, t/x) and
+    μ = min(t, β). Claim: P ≥ μ(1{k=0} − (1 + 1{k=0}) d²) where k < b, and P = 0 where k = b.
+
+    1. V < 0. Then P ≥ −min(t, |V|) and d ≥ 1 + |V|. min(t, |V|) ≤ μ(1 + |V|)²: clear where t ≤ β,
+       and |V| ≤ (1 + |V|)²/4 ≤ β(1 + |V|)² otherwise. So P ≥ −μd², which, as d ≥ 1, is at least
+       μ(1 − 2d²) too.
+    2. V ≥ 0, k > 0: P ≥ 0.
+    3. V ≥ 0, k = 0: P = V min(1, t/y). If y ≥ μ, P ≥ μ cos θ, and 1 − cos θ ≤ sin²θ ≤ d². If y < μ,
+       P = V, and V − μ(1 − 2(1 − V)²) = 2μV² + (1 − 4μ)V + μ ≥ 0: its discriminant, 8μ² − 8μ + 1,
+       is at most 0 for μ between (2 − √2)/4 and (2 + √2)/4, and below that no coefficient is
+       negative.
+
+    E[d² 1{k<b}] = s̃² and E[d² 1{k=0}] = λ₀s² (in units of r²). Take expectations, then over τ. ∎
+
+    Args:
+        form: "plain" as above; "aligned" has E[cos φ 1{x ≥ βr}] − 2s̃²/r² in the bracket, less closed
+            and better where micro-batches with draggers still point along g. (It holds for every
+            β ≥ 1/4, with the same cases: where V ≥ 0 and x ≥ βr, P ≥ μ cos φ cos θ.)
+
+    Source: theory page, section 5.1.
+    """
+    _check_choice("form", form, ("plain", "aligned"))
+    bracket = λ0 - _LOST / r**2 if form == "plain" else a - 2 * s_tilde**2 / r**2
+    return Bound(
+        name="progress of clipping, any noise",
+        kind="lower bound",
+        subject=Subject.PROGRESS,
+        assumptions=(_A3, _A4, _ALGORITHM_1),
+        source=_source("5.1"),
+        expression=v * bracket,
+    )
+
+
+def clipping_bound(form: str = "plain") -> Bound:
+    r"""Theorem 2: clipping for any noise. It is fast, up to a bias that stays.
+
+    With ω_t = E[min(τ, βr_t)|w_t]/r_t ∈ [0, β], β = 3/4, ψ = p/b + γp²(1 − 1/b), N₁ = 1 + ψc²,
+    N₀ = s² + ψc²σ² and ω̄ = (1/T) Σ E ω_t: for η ≤ 3λ₀/(4 L N₁),
+
+    .. math:: \frac{\sum_t \mathbb E[\omega_t r_t^2]}{\sum_t \mathbb E\omega_t} \le
+              \frac{2\Delta}{\lambda_0 \eta T \bar\omega} + \frac{4\eta L N_0}{3\lambda_0}
+              + \beta_b^2,\qquad \beta_b^2 = \frac{4\tilde s^2}{\lambda_0}.
+
+    *Proof.* :func:`clipping_drift_bound` gives r A ≥ ω(λ₀r² − κ) with κ = s̃² + λ₀s² ≤ 2s̃². Further,
+    M ≤ Eρ² ≤ (ω/β)(N₁r² + N₀): given τ = t, E min(t, x)² is at most E x² ≤ N₁r² + N₀ where t ≥ βr,
+    and where t < βr at most t² ≤ (t/r) βr² ≤ (t/r) N₁r²/β. Now the descent argument, with w = ω. ∎
+
+    Args:
+        form: "plain", as above with κ rounded up to 2s̃², or "sharper", for η < 3λ₀/(2 L N₁).
+
+    Returns:
+        The bound. Its mean_weight ω̄ says how fast the algorithm moves: norms near zero stall it,
+        and no proof of this kind can drop it. A lower limit on it will do, for the right side
+        falls as it grows.
+
+    Source: theory page, section 5.2 (corresponds to [Wang2024] Theorem 4.2).
+    """
+    return Bound(
+        name="clipping, any noise",
+        kind="upper bound",
+        subject=Subject.WEIGHTED_GRADIENT,
+        assumptions=(*_MODEL, _ALGORITHM_1),
+        source=_source("5.2 (Theorem 2)", "Theorem 4.2"),
+        **_descended(
+            form,
+            rate=λ0,
+            second_moment=(N_1 / _CAP, N_0 / _CAP),
+            loss=2 * s_tilde**2 if form == "plain" else _LOST,
+            weight=ω,
+        ),
+    )
+
+
+def bias_bound(form: str = "plain") -> Bound:
+    """The bias β_b² of Theorem 2: what is left of it for small steps and many of them.
+
+    Args:
+        form: "plain", 4s̃²/λ₀, and "sharper", s̃²/λ₀ + s², are limits of :func:`clipping_bound` in
+            that form, with s̃² summed over the binomial; "closed" replaces s̃² in the plain form by
+            2σ²/((b+1)q), which is above it because 1/j ≤ 2/(j+1) and
+            E[1/(J+1)] = (1 − p^{b+1})/((b+1)q) for J ~ Binomial(b, q).
+
+    Source: theory page, section 5.2. It is a property of the bound: the true bias is smallest at
+    b = B, where Algorithm 1 is SGD and has none (section 5.5).
+
+    >>> bias_bound().evaluate(micro_batch_size=1, probability=0.5, sigma=1)
+    4.0
+    """
+    _check_choice("form", form, (*_FORMS, "closed"))
+    expression = _leading_terms(tuned_bound(clipping_bound("plain" if form == "closed" else form)))[
+        0
+    ]
+    if form == "closed":
+        above = 2 * σ**2 / ((b + 1) * q)
+        expression = expression.subs(s_tilde, sympy.sqrt(above)).subs(λ0, ABBREVIATIONS[λ0])
+    return Bound(
+        name=f"bias of clipping, {form}",
+        kind="limit",
+        subject=Subject.BIAS,
+        assumptions=(_A3, _A4, _ALGORITHM_1),
+        source=_source("5.2", "Theorem 4.2"),
+        expression=sympy.powsimp(expression),
+    )
+
+
+def optimal_micro_batch_size() -> Formula:
+    """The b, not rounded, where the closed bias is smallest: the root of its derivative.
+
+    >>> str(optimal_micro_batch_size())
+    '-1 - 1/log(q)'
+    >>> round(optimal_micro_batch_size().evaluate(probability=0.05), 2)
+    18.5
+    """
+    (root,) = sympy.solve(sympy.diff(bias_bound("closed").expression, b), b)
+    return Formula(
+        name="micro-batch size of smallest closed bias", expression=root, source=_source("5.2")
+    )
+
+
+# ------------------------------------------------- Theorem 2 where norms concentrate, and moments
+
+
+def clipping_concentrated_drift_bound() -> Bound:
+    r"""The progress of Algorithm 1 where micro-batch norms vary little.
+
+    With a_i = min(1, √(α_i² + ‖D_i‖²/r²)), λ = E[cos φ_j min_i a_i], λ̄ = E cos φ_j and
+    ς̄² = max_k Var(‖Y‖ | k),
+
+    .. math:: A(r) \ge \lambda r - \frac{m-1}{\sqrt m} \bar\lambda \bar\varsigma
+              - \left[\sqrt{q^2 r^2 + q s^2} - q r\right].
+
+    *Proof* of (m−1)/√m (the rest is on the theory page). Given all k and ‖D‖, the norms x_i are
+    independent, of variance at most ς̄². With Z_i = x_i − E x_i, Samuelson's inequality gives
+    min_i Z_i ≥ mean(Z) − √(m−1) S, S² the mean of (Z_i − mean(Z))². Then E mean(Z) = 0 and
+    E S ≤ √(E S²) ≤ √(1 − 1/m) ς̄. ∎
+
+    The last bracket is written q s²/(√(q²r² + qs²) + qr), which keeps its digits.
+
+    Source: theory page, section 5.3.
+    """
+    across = q * s**2 / (sympy.sqrt(q**2 * r**2 + q * s**2) + q * r)
+    return Bound(
+        name="progress of clipping, concentrated norms",
+        kind="lower bound",
+        subject=Subject.PROGRESS,
+        assumptions=(_A3, _A4, _ALGORITHM_1),
+        source=_source("5.3"),
+        expression=λ * r - λ_bar * _spread() - across,
+    )
+
+
+def _spread() -> sympy.Expr:
+    """What the minimum of m norms is below their mean, at most: ς̄ (m − 1)/√m."""
+    return (m - 1) / sympy.sqrt(m) * ς_bar
+
+
+def clipping_concentrated_bound(form: str = "plain", *, averaging: bool = False) -> Bound:
+    r"""Theorem 2 where norms concentrate: a bound on the plain average, without weights.
+
+    With λ at its least and λ̄ and ς̄ at their greatest over the r visited: for η ≤ λ/(2 L M₁),
+
+    .. math:: \frac1T \sum_{t<T} \mathbb E r_t^2 \le \frac{2\Delta}{\lambda\eta T}
+              + \frac{\eta L M_0}{\lambda} + \frac{s^2}{\lambda}
+              + \frac{2(m-1)^2}{m} \left(\frac{\bar\lambda \bar\varsigma}{\lambda}\right)^2.
+
+    *Proof.* In :func:`clipping_concentrated_drift_bound` the last bracket is at most s²/(2r), and with
+    f = λ̄ς̄(m−1)/√m, f r ≤ λr²/4 + f²/λ. So r A ≥ (3λ/4) r² − (s²/2 + f²/λ); then the descent
+    argument, of whose bracket the plain form keeps λ/2. ∎
+
+    Args:
+        form: "plain", as above, or "sharper", for η < 3λ/(2 L M₁).
+        averaging: use :func:`second_moment_bound` with averaging, for γ = 0.
+
+    Source: theory page, section 5.3 (corresponds to [Wang2024] Theorem 4.2).
+    """
+    assumptions, second_moment = _second_moment(averaging=averaging)
+    return Bound(
+        name="clipping, concentrated norms",
+        kind="upper bound",
+        assumptions=(*_MODEL, _ALGORITHM_1, *assumptions),
+        source=_source("5.3 (Theorem 2)", "Theorem 4.2"),
+        **_descended(
+            form,
+            rate=3 * λ / 4,
+            kept=λ / 2,
+            second_moment=second_moment,
+            loss=s**2 / 2 + (λ_bar * _spread()) ** 2 / λ,
+        ),
+    )
+
+
+def second_moment_bound(*, averaging: bool = False) -> Bound:
+    r"""The second moment of an update of Algorithm 1.
+
+    M ≤ Eρ² ≤ M₁r² + M₀, M₁ = 1 + Ωψc², M₀ = s² + Ωψc²σ², Ω = (1 − λ₀)^{m−1}. (*Proof.* ρ is at most
+    the norm of the first clean micro-batch, whose mean square is r² + s²; with probability
+    (1 − λ₀)^m there is none, and then at most that of the first, E[x²|k>0] ≤ r² + s² +
+    ψc²(r² + σ²)/(1 − λ₀). ∎)
+
+    With averaging, for γ = 0 and transverse noise symmetric given the noise along e,
+
+    .. math:: M \le \frac{M_1 r^2 + M_0}{m} + \left(1 - \frac1m\right)
+              \left(q^2 r^2 + q \frac{\sigma_e^2}{b}\right), \qquad
+              \sigma_e^2 = \operatorname{Var}\langle \xi, e\rangle.
+
+    *Proof.* ‖u‖² has m squares, each ρ²/m², and m(m − 1) products. Of ⟨e_i, e_j⟩ only the part along
+    e has a mean, and there |ρ cos φ cos θ| ≤ α|r + ν|. So a product is at most (E α|r + ν|)², and
+    E[|r + ν| | k] ≤ √(r² + σ_e²/(b−k)) while α√(r² + σ_e²/(b−k)) = √(α · (αr² + σ_e²/b)), a geometric
+    mean of linear functions, is concave in α: at most q²r² + qσ_e²/b. ∎
+
+    Args:
+        averaging: whether to use the second form.
+
+    Source: theory page, section 5.4.
+    """
+    assumptions, (per_gradient, constant) = _second_moment(averaging=averaging)
+    return Bound(
+        name="second moment of clipping" + (", averaging" if averaging else ""),
+        kind="upper bound",
+        subject=Subject.SECOND_MOMENT,
+        assumptions=(_A3, _A4, _ALGORITHM_1, *assumptions),
+        source=_source("5.4" if averaging else "5.3"),
+        expression=per_gradient * r**2 + constant,
+    )
+
+
+def _second_moment(*, averaging: bool) -> tuple[tuple[str, ...], tuple[sympy.Expr, sympy.Expr]]:
+    """Assumptions, and the coefficients of r² and 1 in a bound on M."""
+    if not averaging:
+        return (), (M_1, M_0)
+    alone, one = 1 / m, {γ: 0}
+    return (_INCOHERENT, _SYMMETRIC_ACROSS), (
+        alone * specialised(M_1, one) + (1 - alone) * q**2,
+        alone * specialised(M_0, one) + (1 - alone) * q * σ_e**2 / b,
+    )
+
+
+def micro_batch_norm_ratio() -> Formula:
+    r"""How the norm ratio falls as micro-batches grow: c_k, for k draggers among b examples.
+
+    .. math:: c_k^2 = \frac{\mathbb E\|D\|^2}{\mathbb E\|Y\|^2}
+              = \frac{(k + \gamma k(k-1))\, c^2 (r^2 + \sigma^2)}{(b-k)^2 r^2 + (b-k) \sigma^2}
+
+    Source: theory page, section 2 (an open question of [Wang2024], compare its Table 3).
+    """
+    squared = (k + γ * k * (k - 1)) * c**2 * (r**2 + σ**2) / ((b - k) ** 2 * r**2 + (b - k) * σ**2)
+    return Formula(
+        name="norm ratio of a micro-batch",
+        expression=sympy.sqrt(squared),
+        source=_source("2", "Table 3"),
+    )
+
+
+def alignment_estimate() -> Bound:
+    """An *estimate* of λ of section 5.3 for small gradients: E[(1 + c_k²)^(−1/2)] at r → 0.
+
+    Not a lower bound: norms that vary pull λ below it, for two-point noise far below.
+
+    Source: theory page, section 5.3.
+
+    >>> estimate = alignment_estimate()
+    >>> round(estimate.evaluate(micro_batch_size=64, probability=0.05, norm_ratio=3, coherence=0), 3)
+    0.832
+    """
+    count = sympy.Symbol("k", integer=True, nonnegative=True)
+    squared = micro_batch_norm_ratio().expression.subs({r: 0, k: count}) ** 2
+    weight = sympy.binomial(b, count) * p**count * q ** (b - count)
+    return Bound(
+        name="alignment for concentrated norms and small gradients",
+        kind="estimate",
+        subject=Subject.ALIGNMENT,
+        assumptions=(_A3, _A4, "micro-batch norms do not vary", "the gradient is small"),
+        source=_source("5.3"),
+        expression=sympy.Sum(weight / sympy.sqrt(1 + squared), (count, 0, b - 1)),
+    )
+
+
+def norm_spread_bound(*, gaussian: bool = False) -> Bound:
+    """A limit on ς̄, the spread of a micro-batch's benign norm: σ/√b, or σ/√(bn) for Gaussian noise.
+
+    ‖g + ñ‖ is 1-Lipschitz in ñ, and α²σ²/(b−k) = ασ²/b; for a Gaussian, Poincaré's inequality.
+
+    Source: theory page, section 5.3.
+    """
+    noise = ("the noise is Gaussian and isotropic in n dimensions",) if gaussian else ()
+    return Bound(
+        name="spread of a micro-batch's benign norm",
+        kind="upper bound",
+        subject=Subject.NORM_SPREAD,
+        assumptions=(_A3, *noise),
+        source=_source("5.3"),
+        expression=s / sympy.sqrt(n) if gaussian else s,
+    )
+
+
+# ---------------------------------------------------------------- Theorem 3: symmetric noise
+
+
+def symmetric_bound(
+    part: str = "independent", form: str = "plain", *, averaging: bool = False
+) -> Bound:
+    r"""Theorem 3: clipping has no bias where the noise along the gradient is symmetric.
+
+    Where A(r) ≥ Λr over the r visited, the descent argument gives, for η ≤ Λ/(L M₁),
+
+    .. math:: \frac1T \sum_{t<T} \mathbb E r_t^2 \le
+              \frac{2\Delta}{\Lambda\eta T} + \frac{\eta L M_0}{\Lambda}.
+
+    Args:
+        part: "unimodal": noise along e is symmetric and unimodal given k and the rest; then
+            Λ = q*/m, q* = E[1 − k/b] of the shortest micro-batch. "independent": it is symmetric and
+            independent of the rest given k; then Λ is the least over r of
+            E[α_j (min_i h_i/h_j) (1 + α_j²(v_k + r²/3)/h_j²)^(−3/2)], without the 1/m.
+        form: "plain" or "sharper".
+        averaging: as for :func:`clipping_concentrated_bound`.
+
+    Source: theory page, section 6.
+    """
+    _check_choice("part", part, ("unimodal", "independent"))
+    along = {
+        "unimodal": "noise along the gradient is symmetric and unimodal given k and the rest",
+        "independent": "noise along the gradient is symmetric and independent of the rest given k",
+    }
+    assumptions, second_moment = _second_moment(averaging=averaging)
+    return Bound(
+        name="clipping, symmetric noise" + (", unimodal" if part == "unimodal" else ""),
+        kind="upper bound",
+        assumptions=(*_MODEL, _ALGORITHM_1, along[part], *assumptions),
+        source=_source("6 (Theorem 3)"),
+        **_descended(
+            form, rate=q_star / m if part == "unimodal" else Λ, second_moment=second_moment
+        ),
+    )
+
+
+# ------------------------------------------------------------------------------ tuned step sizes
+
+
+@cache
+def _stationary(bound: Bound) -> tuple[sympy.Expr, sympy.Expr]:
+    """1/η at the minimum of a bound over η, and the minimum.
+
+    In x = 1/η a bound is N(x)/D(x) with N' D = N D' a quadratic; there its value is N'/D'.
+    """
+    x = sympy.Dummy("x", positive=True)
+    numerator, denominator = sympy.fraction(sympy.together(bound.expression.subs(η, 1 / x)))
+    slopes = sympy.diff(numerator, x), sympy.diff(denominator, x)
+    stationary = sympy.expand(slopes[0] * denominator - numerator * slopes[1])
+    degree = sympy.degree(stationary, x) if stationary.is_polynomial(x) else 0
+    roots = sympy.solve(stationary, x) if degree == 2 else []
+    positive = [root for root in roots if root.is_positive]
+    if len(positive) != 1:
+        raise InvalidArgument(f"{bound.name} has no best step size in closed form; give step_size")
+    return positive[0], sympy.expand((slopes[0] / slopes[1]).subs(x, positive[0]))
+
+
+def tuned_step_size(bound: Bound) -> Formula:
+    """The step size at which a bound is smallest, found by SymPy.
+
+    Args:
+        bound: a bound with a step size in it, such as :func:`sgd_bound`. The step size satisfies
+            the bound's own condition where :func:`tuned_bound` says so.
+
+    Raises:
+        InvalidArgument: where there is none in closed form.
+
+    >>> str(tuned_step_size(sgd_bound()))
+    'sqrt(2)*sqrt(Δ/(K_σ*L*T))/σ'
+    """
+    return Formula(
+        name=f"tuned step size, {bound.name}",
+        expression=1 / _stationary(bound)[0],
+        source=bound.source,
+    )
+
+
+def tuned_bound(bound: Bound) -> Bound:
+    """A bound at its tuned step size; conditions on the step size become conditions on the horizon.
+
+    A condition that the tuned step size always satisfies is dropped: sharper forms have none left.
+    Quantities measured along the run, such as mean_weight, must hold for the run at this step size.
+
+    >>> str(tuned_bound(clean_sgd_bound()))
+    'the average of E‖∇L(w_t)‖² over the steps ≤ 2*sqrt(2)*σ*sqrt(Δ*L/(B*T)), if T >= 2*B*L*Δ/σ**2'
+    """
+    inverse, smallest = _stationary(bound)
+    conditions = []
+    for condition in bound.conditions:
+        limit = condition.relation.rhs
+        margin = sympy.expand(limit * inverse) - 1
+        if margin.is_nonnegative:
+            continue
+        (horizon,) = sympy.solve(margin, T)  # the margin grows with T
+        conditions.append(
+            Condition(
+                relation=sympy.GreaterThan(T, horizon),
+                sentence="the horizon is long enough for the tuned step size to be allowed",
+            )
+        )
+    return replace(
+        bound, name=f"{bound.name}, tuned", expression=smallest, conditions=tuple(conditions)
+    )
+
+
+@cache
+def _leading_terms(tuned: Bound) -> tuple[sympy.Expr, sympy.Expr, sympy.Expr]:
+    """(bias, constant, order) of a tuned bound: it is bias + constant · order + what is smaller."""
+    y = sympy.Dummy("y", positive=True)
+    in_y = tuned.expression.subs(T, y**-2)
+    bias = sympy.limit(in_y, y, 0, "+")
+    constant, power = (in_y - bias).as_leading_term(y).as_coeff_exponent(y)
+    return bias, constant, T ** (-power / 2)
+
+
+# ------------------------------------------------------------------------- Table 1, the crossover
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method of Table 1: its bound at a given step size, from which the rest is derived."""
+
+    bound: Bound
+
+    @property
+    def tuned_step_size(self) -> Formula:
+        """The step size at which the bound is smallest."""
+        return tuned_step_size(self.bound)
+
+    @property
+    def tuned(self) -> Bound:
+        """The bound there."""
+        return tuned_bound(self.bound)
+
+    @property
+    def bias(self) -> Formula:
+        """The limit of the tuned bound as T grows."""
+        return self._leading("bias", 0)
+
+    @property
+    def constant(self) -> Formula:
+        """The factor of :attr:`order` in the tuned bound."""
+        return self._leading("constant", 1)
+
+    @property
+    def order(self) -> sympy.Expr:
+        """How the tuned bound approaches its bias as T grows."""
+        return _leading_terms(self.tuned)[2]
+
+    def _leading(self, name: str, index: int) -> Formula:
+        return Formula(
+            name=f"{name} of {self.bound.name}",
+            expression=_leading_terms(self.tuned)[index],
+            source=self.bound.source,
+        )
+
+    def evaluate(self, **values: ArrayLike) -> dict[str, Any]:
+        """The row in numbers; see :meth:`Table.evaluate`."""
+
+        def number(formula: Formula, ask: str = "evaluate") -> Any:
+            if not set(formula.names) <= set(values):
+                return None
+            try:
+                return getattr(formula, ask)(**{name: values[name] for name in formula.names})
+            except InvalidArgument:  # the values were checked: the result is not finite
+                return None
+
+        return {
+            "method": self.bound.name,
+            "bound": number(self.bound),
+            "bound_holds": number(self.bound, "holds"),
+            "tuned_step_size": number(self.tuned_step_size),
+            "tuned_bound": number(self.tuned),
+            "tuned_holds": number(self.tuned, "holds"),
+            "order": as_text(self.order),
+            "constant": number(self.constant),
+            "bias": number(self.bias),
+            "missing": [name for name in self.bound.names if name not in values],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Table 1: the methods' bounds side by side. It prints in terminals and in notebooks."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The code names of all quantities in the table."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row.bound.names))
+
+    @property
+    def definitions(self) -> dict[sympy.Symbol, sympy.Expr]:
+        """The abbreviations used in the table, and what they stand for."""
+        return definitions_in(
+            [
+                expression
+                for row in self.rows
+                for expression in (row.bound.expression, row.tuned.expression)
+            ]
+        )
+
+    def evaluate(self, **values: ArrayLike) -> list[dict[str, Any]]:
+        """The table in numbers, one dict a row.
+
+        Args:
+            **values: quantities by code name, any of :attr:`names`.
+
+        Returns:
+            For each row ``method``, ``bound`` with ``bound_holds``, ``tuned_step_size``,
+            ``tuned_bound`` with ``tuned_holds``, ``order`` (text), ``constant``, ``bias`` and
+            ``missing``, the names that were not given. A number that lacks one of them is ``None``,
+            and so is one that is not finite, such as a bias too large for a float.
+
+        Raises:
+            InvalidArgument: for unknown names, values out of range and shapes that do not fit.
+
+        >>> row = table1().evaluate(initial_gap=1, smoothness=1, step_size=0.1, steps=1000, sigma=1,
+        ...                         batch_size=64)[0]
+        >>> row["method"], round(row["bound"], 5), row["bound_holds"]
+        ('SGD without draggers', 0.02156, True)
+        """
+        checked_values("Table 1", self.names, values, partly=True)
+        return [row.evaluate(**values) for row in self.rows]
+
+    def latex(self) -> str:
+        """The table as a LaTeX array: method, bound, bound at the tuned step size, bias."""
+        lines = [
+            r"\text{method} & \text{bound} & \text{at the tuned } \eta & \text{order} & \text{bias}",
+            *(f"\\text{{{row.bound.name}}} & " + " & ".join(_cells(row)) for row in self.rows),
+        ]
+        body = " \\\\\n".join(lines)
+        return f"\\begin{{array}}{{lllll}}\n{body}\n\\end{{array}}"
+
+    def _repr_latex_(self) -> str:
+        return f"$$\n{self.latex()}\n$$"
+
+    def _repr_html_(self) -> str:
+        head = "".join(
+            f"<th>{name}</th>" for name in ("method", "bound", "at the tuned η", "order", "bias")
+        )
+        body = "".join(
+            f"<tr><td>{row.bound.name}</td>"
+            + "".join(f"<td>$\\displaystyle {escape(cell)}$</td>" for cell in _cells(row))
+            + "</tr>"
+            for row in self.rows
+        )
+        notation = ", ".join(
+            f"${escape(sympy.latex(symbol))} = {escape(as_latex(meaning))}$"
+            for symbol, meaning in self.definitions.items()
+        )
+        return (
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{notation}</p>"
+        )
+
+    def __str__(self) -> str:
+        blocks = [_block(row) for row in self.rows]
+        notation = [
+            f"{as_text(symbol)} = {as_text(meaning)}"
+            for symbol, meaning in self.definitions.items()
+        ]
+        return "\n\n".join([*blocks, "where\n  " + "\n  ".join(notation)])
+
+
+def _cells(row: Row) -> list[str]:
+    """The LaTeX of a row: each bound with its conditions below it."""
+
+    def stacked(bound: Bound) -> str:
+        conditions = (rf"\text{{if }} {as_latex(x.relation)}" for x in bound.conditions)
+        lines = r" \\ ".join([as_latex(bound.expression), *conditions])
+        return rf"\begin{{array}}{{l}} {lines} \end{{array}}"
+
+    return [
+        stacked(row.bound),
+        stacked(row.tuned),
+        as_latex(row.order),
+        as_latex(row.bias.expression),
+    ]
+
+
+def _block(row: Row) -> str:
+    """The plain text of a row."""
+
+    def conditional(bound: Bound) -> str:
+        conditions = " and ".join(as_text(x.relation) for x in bound.conditions)
+        return as_text(bound.expression) + (f"   if {conditions}" if conditions else "")
+
+    lines = {
+        "bound": conditional(row.bound),
+        "tuned": conditional(row.tuned),
+        "at η": as_text(row.tuned_step_size.expression),
+        "order": f"{as_text(row.order)}, constant {as_text(row.constant.expression)}",
+        "bias": as_text(row.bias.expression),
+    }
+    return "\n".join([row.bound.name, *(f"  {key:<6} {line}" for key, line in lines.items())])
+
+
+def table1(form: str = "plain") -> Table:
+    """Table 1: SGD without and with draggers, and clipping for three kinds of noise.
+
+    The clipping rows are Theorem 2 for any noise (on a weighted average) and where norms
+    concentrate, and Theorem 3 for symmetric noise. At b = B clipping is SGD: use its row there.
+
+    Args:
+        form: "plain", or "sharper": longer formulas, smaller numbers, and tuned step sizes that are
+            allowed for every horizon.
+
+    Source: theory page, sections 4 to 6 (corresponds to [Wang2024] Table 1).
+
+    >>> for row in table1().rows:
+    ...     print(f"{row.bound.name}: {row.order}, bias {row.bias}")
+    SGD without draggers: 1/sqrt(T), bias 0
+    SGD with draggers, γ = 0: 1/sqrt(T), bias 0
+    SGD with draggers: 1/sqrt(T), bias 0
+    clipping, any noise: 1/sqrt(T), bias 4*s̃**2/λ₀
+    clipping, concentrated norms: 1/sqrt(T), bias s**2/λ + 2*λ̅**2*ς̅**2*(m - 1)**2/(λ**2*m)
+    clipping, symmetric noise: 1/sqrt(T), bias 0
+    """
+    bounds = (
+        clean_sgd_bound(form),
+        _incoherent_sgd_bound(form),
+        sgd_bound(form),
+        clipping_bound(form),
+        clipping_concentrated_bound(form),
+        symmetric_bound(form=form),
+    )
+    return Table(rows=tuple(Row(bound=bound) for bound in bounds))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossover:
+    """Where the tuned bounds of SGD and of clipping cross.
+
+    ``horizon`` is the number of steps below which clipping's bound is the smaller one, or None if
+    they never cross; ``reason`` says which is ahead where. ``allowed`` is whether both tuned step
+    sizes satisfy their theorems' conditions at the horizon (None if there is none).
+    """
+
+    horizon: float | None
+    reason: str
+    allowed: bool | None = None
+
+
+def crossover(
+    clipping: Bound | None = None, sgd: Bound | None = None, **values: float
+) -> Crossover:
+    r"""The horizon at which SGD's tuned bound falls below clipping's, or "never".
+
+    Tuned plain bounds are C₁/√T (SGD) and C₂/√T + β² (clipping). They cross at T = ((C₁ − C₂)/β²)²
+    if C₁ > C₂ and β² > 0, and never otherwise. For Theorem 2 the right sides are compared although
+    the left sides differ: clipping's average is weighted.
+
+    Args:
+        clipping: a plain bound for clipping; :func:`clipping_bound` unless told.
+        sgd: a plain bound for SGD; :func:`sgd_bound` unless told.
+        **values: the quantities in both, by code name, step_size and steps apart; numbers.
+
+    Raises:
+        InvalidArgument: for unknown and missing names, values out of range, and for bounds that are
+            not exactly of this form at their tuned step size.
+
+    Source: theory page, section 5.6.
+
+    >>> setting = dict(initial_gap=1, smoothness=1, batch_size=64, probability=0.05, norm_ratio=20,
+    ...                coherence=0, sigma=1, micro_batch_size=8, mean_weight=0.7)
+    >>> crossover(**setting).reason
+    "never: SGD's bound is the smaller one at every horizon"
+    """
+    rows = (Row(bound=sgd or sgd_bound()), Row(bound=clipping or clipping_bound()))
+    for row in rows:
+        leading = row.bias.expression + row.constant.expression / sympy.sqrt(T)
+        if sympy.simplify(row.tuned.expression - leading) != 0:
+            raise InvalidArgument(
+                f"the bound {row.bound.name!r} is not C/√T + bias when tuned; use its plain form"
+            )
+    names = [name for name in Table(rows=rows).names if name not in ("step_size", "steps")]
+    known = checked_values("the crossover", tuple(names), values)
+    if any(array.ndim for array in known.values()):
+        raise InvalidArgument("the crossover takes numbers, not arrays; ask once for each")
+
+    def number(formula: Formula) -> float:
+        return float(formula.evaluate(**{name: values[name] for name in formula.names}))
+
+    (sgd_bias, bias), (sgd_constant, constant) = (
+        [number(getattr(row, part)) for row in rows] for part in ("bias", "constant")
+    )
+    lead, handicap = sgd_constant - constant, bias - sgd_bias
+    if lead > 0 and handicap > 0:
+        horizon = (lead / handicap) ** 2
+        allowed = all(
+            row.tuned.holds(
+                **{name: {**values, "steps": max(horizon, 1.0)}[name] for name in row.tuned.names}
+            )
+            for row in rows
+        )
+        return Crossover(
+            horizon=horizon,
+            allowed=allowed,
+            reason=f"clipping's bound is the smaller one below {horizon:.4g} steps, SGD's above",
+        )
+    ahead = "clipping's" if lead > 0 or (lead == 0 and handicap < 0) else "SGD's"
+    if lead == handicap == 0:
+        return Crossover(horizon=None, reason="never: the bounds are equal at every horizon")
+    return Crossover(
+        horizon=None, reason=f"never: {ahead} bound is the smaller one at every horizon"
+    )

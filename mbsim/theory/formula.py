@@ -1,4 +1,4 @@
-r"""Formulas: the notation of the theory page, the numbers of a formula, and formulas typed in by users.
+r"""Formulas: the theory page's notation, the numbers of a formula, and formulas from users.
 
 A formula is a SymPy expression in the symbols of :data:`QUANTITIES` and in abbreviations of them,
 :data:`ABBREVIATIONS`. Its LaTeX and its numbers both come from that one expression. The numbers are
@@ -33,9 +33,9 @@ import numbers
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from functools import reduce
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -176,10 +176,8 @@ QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in _SETT
 
 
 def _abbreviations() -> dict[sympy.Symbol, sympy.Expr]:
-    batch, size, p, c, gamma, sigma = (
-        QUANTITIES[name].symbol
-        for name in "batch_size micro_batch_size probability norm_ratio coherence sigma".split()
-    )
+    names = ("batch_size", "micro_batch_size", "probability", "norm_ratio", "coherence", "sigma")
+    batch, size, p, c, gamma, sigma = (QUANTITIES[name].symbol for name in names)
     q, m, s, chi, psi = map(_symbol, ("q", "m", "s", "chi", "psi"))
     clean, none_clean = map(_symbol, ("lambda_0", "Omega"))
     k = sympy.Symbol("k", integer=True, nonnegative=True)
@@ -322,9 +320,7 @@ class _Numbers:
             if not _is_power(z):
                 return np.log1p(-self.value(z))
             log_z = self.log(z)
-            return np.where(
-                log_z > -np.log(2), np.log(-np.expm1(log_z)), np.log1p(-np.exp(log_z))
-            )
+            return np.where(log_z > -np.log(2), np.log(-np.expm1(log_z)), np.log1p(-np.exp(log_z)))
         return np.log(self.value(node))
 
     def _binomial_mean(self, node: sympy.Sum) -> Any:
@@ -376,23 +372,29 @@ def numbers_of(expression: sympy.Expr, known: Mapping[sympy.Symbol, Floats]) -> 
 
 
 def checked_values(
-    owner: str, names: tuple[str, ...], values: Mapping[str, ArrayLike]
+    owner: str, names: tuple[str, ...], values: Mapping[str, ArrayLike], *, partly: bool = False
 ) -> dict[sympy.Symbol, Floats]:
-    """Values by symbol, broadcast against each other; anything but the `names` is refused."""
-    missing = [name for name in names if name not in values]
+    """Values by symbol, broadcast together.
+
+    Names other than `names` are refused, and so are missing ones, unless `partly`.
+    """
+    missing = [] if partly else [name for name in names if name not in values]
     unknown = [name for name in values if name not in names]
     if missing or unknown:
         wanted = f"{owner} takes {', '.join(names) or 'no values'}"
-        faults = [f"{what} {', '.join(which)}" for what, which in
-                  (("missing:", missing), ("unknown:", unknown)) if which]
+        faults = [
+            f"{what} {', '.join(which)}"
+            for what, which in (("missing:", missing), ("unknown:", unknown))
+            if which
+        ]
         raise InvalidArgument("; ".join([wanted, *faults]))
-    arrays = {name: QUANTITIES[name].checked(values[name]) for name in names}
+    arrays = {name: QUANTITIES[name].checked(values[name]) for name in names if name in values}
     try:
         together = np.broadcast_arrays(*arrays.values())
     except ValueError:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items() if array.ndim)
         raise InvalidArgument(f"the shapes of {shapes} do not broadcast together") from None
-    checked = dict(zip(names, together, strict=True))
+    checked = dict(zip(arrays, together, strict=True))
     if "batch_size" in checked and "micro_batch_size" in checked:
         sizes, totals = checked["micro_batch_size"], checked["batch_size"]
         for at in map(tuple, np.argwhere(totals % sizes != 0)[:1]):
@@ -526,7 +528,9 @@ class Formula:
 USER_SYMBOLS: dict[str, sympy.Symbol] = {
     **{quantity.symbol.name: quantity.symbol for quantity in _SETTINGS},
     **{quantity.name: quantity.symbol for quantity in _SETTINGS},
-    **{"q": _symbol("q"), "m": _symbol("m"), "micro_batches": _symbol("m")},
+    "q": _symbol("q"),
+    "m": _symbol("m"),
+    "micro_batches": _symbol("m"),
 }
 
 _FUNCTIONS = {
@@ -710,5 +714,3 @@ def _checked_part(part: sympy.Expr) -> sympy.Expr:
     ):
         raise _Refused(f"has a part, {shown(str(part))}, that is not a finite real number")
     return part
-
-
