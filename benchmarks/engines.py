@@ -34,9 +34,7 @@ def mbsim_program(
     problem = mbsim.Problem(
         loss=mbsim.losses.Quadratic(workload.eigenvalues),
         noise=mbsim.noise.Gaussian(sigma=workload.sigma),
-        draggers=mbsim.Draggers(
-            probability=workload.probability, norm_ratio=workload.norm_ratio
-        ),
+        draggers=mbsim.Draggers(probability=workload.probability, norm_ratio=workload.norm_ratio),
         benign_dim=workload.benign_dim,
         start=np.full(workload.dim, workload.start),
     )
@@ -82,7 +80,7 @@ def measure(label: str, workload: Workload) -> dict[str, list[float]]:
     """Replicate-steps per second of every program, in turns."""
     made = programs(label, workload)
     rates: dict[str, list[float]] = {name: [] for name in made}
-    for name, (program, _, _) in made.items():
+    for program, _, _ in made.values():
         program(0)  # compiles, and warms the caches
     for turn in range(TURNS):
         for name, (program, replicates, steps) in made.items():
@@ -133,7 +131,9 @@ def check_law(label: str, workload: Workload, steps: int = 100) -> None:
         else:
             sample = mbsim_program(workload, name, replicates, steps)(7)
         means[name] = (float(sample.mean()), float(sample.std(ddof=1) / np.sqrt(sample.size)))
-        print(f"  {name:<10} mean ‖∇L‖² over {steps} steps {means[name][0]:.5f} ± {means[name][1]:.5f}")
+        print(
+            f"  {name:<10} mean ‖∇L‖² over {steps} steps {means[name][0]:.5f} ± {means[name][1]:.5f}"
+        )
     centre = means["reference"]
     for name, (mean, error) in means.items():
         # Five standard errors: a false alarm in about two million.

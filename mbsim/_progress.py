@@ -1,4 +1,4 @@
-"""Progress on standard error for whatever runs longer than two seconds; none where nobody watches."""
+"""Progress on standard error for what runs longer than two seconds, if anybody watches."""
 
 from __future__ import annotations
 

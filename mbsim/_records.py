@@ -35,9 +35,7 @@ def describe(content: Any) -> Any:
     if isinstance(content, (np.ndarray, np.generic)):
         return content.tolist()
     if _KNOWN.get(type(content).__name__) is type(content):
-        fields = {
-            f.name: describe(getattr(content, f.name)) for f in dataclasses.fields(content)
-        }
+        fields = {f.name: describe(getattr(content, f.name)) for f in dataclasses.fields(content)}
         return {"mbsim": type(content).__name__, **fields}
     if content is None or isinstance(content, (bool, int, float, str)):
         return content
@@ -59,9 +57,11 @@ def rebuild(description: Any) -> Any:
     if any(item is None for item in fields.values()):
         return None
     cls = _KNOWN[description["mbsim"]]
-    positional = [
-        fields.pop(f.name) for f in dataclasses.fields(cls) if not f.kw_only and f.name in fields
-    ] if cls is not problem.Problem else []
+    positional = (
+        [fields.pop(f.name) for f in dataclasses.fields(cls) if not f.kw_only and f.name in fields]
+        if cls is not problem.Problem
+        else []
+    )
     return cls(*positional, **fields)
 
 
@@ -77,7 +77,8 @@ def provenance(**what: Any) -> dict[str, Any]:
 
 def save(run: Any, path: Path) -> None:
     """Write `run` to `path` through a temporary file beside it."""
-    arrays, plain = {}, {}
+    arrays: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
     for field in dataclasses.fields(run):
         content = getattr(run, field.name)
         if isinstance(content, np.ndarray):

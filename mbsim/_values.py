@@ -1,4 +1,4 @@
-"""Frozen dataclasses that may hold arrays: equal content compares equal, and nothing can be changed."""
+"""Frozen dataclasses that may hold arrays: equal content is equal, and nothing changes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def value(cls: type[T]) -> type[T]:
     """``@dataclass(frozen=True)`` whose equality and hash also work for array fields."""
-    cls.__eq__ = _equal  # type: ignore[assignment]
-    cls.__hash__ = _hash  # type: ignore[assignment]
+    cls.__eq__ = _equal  # type: ignore[method-assign]
+    cls.__hash__ = _hash  # type: ignore[method-assign]
     return dataclasses.dataclass(frozen=True, eq=False)(cls)
 
 
@@ -54,5 +54,3 @@ def _hashable(content: Any) -> bool:
     except TypeError:
         return False
     return True
-
-

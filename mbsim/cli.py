@@ -34,7 +34,9 @@ def _root(
 
 @app.command()
 def reproduce(
-    out: Annotated[Path, typer.Option(help="Folder for figures and report.json.")] = Path("figures"),
+    out: Annotated[Path, typer.Option(help="Folder for figures and report.json.")] = Path(
+        "figures"
+    ),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer steps and replicates.")] = False,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     strict: Annotated[
@@ -42,7 +44,7 @@ def reproduce(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Run every claim and every negative control; print the verdicts, write figures and a report."""
+    """Run every claim and negative control; print the verdicts, write figures and a report."""
     from mbsim.study import report as reports
 
     report = reports.reproduce(out, quick=quick, rng=seed)

@@ -18,7 +18,7 @@ its step size is ours divided by m.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,7 +60,7 @@ class Rule(Protocol):
         ...
 
 
-def _clip_to(target: NDArray[np.floating], norms: Floats) -> Floats:
+def _clip_to(target: Any, norms: Floats) -> Floats:
     """min(1, target/norm), without dividing by a norm of 0 (whose micro-batch is 0 anyway)."""
     clipped = norms > target
     return np.divide(target, norms, out=np.ones_like(norms), where=clipped)

@@ -88,9 +88,7 @@ def check_array(name: str, value: ArrayLike, *, ndim: int | None = None) -> NDAr
             raise TypeError
         array = array.astype(np.float64)
     except (TypeError, ValueError):
-        raise InvalidArgument(
-            f"{name}={shown(value)} must be an array of real numbers"
-        ) from None
+        raise InvalidArgument(f"{name}={shown(value)} must be an array of real numbers") from None
     if ndim is not None and array.ndim != ndim:
         raise InvalidArgument(f"{name} has shape {array.shape} and must have {ndim} axes")
     if array.size == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from mbsim.clipping import NoClipping, Rule, SmallestNorm, check_rule
@@ -21,7 +21,7 @@ class Method(Protocol):
         ...
 
     def micro_batches(self, batch_size: int) -> int:
-        """The number of micro-batches m that a mini-batch of `batch_size` examples is split into."""
+        """The number of micro-batches m that a batch of `batch_size` examples is split into."""
         ...
 
 
@@ -61,7 +61,7 @@ class MicroBatchClipping:
 
     micro_batch_size: int
     _: KW_ONLY
-    rule: Rule = SmallestNorm()
+    rule: Rule = field(default_factory=SmallestNorm)
 
     def __post_init__(self) -> None:
         size = check_integer("micro_batch_size", self.micro_batch_size, minimum=1)

@@ -51,8 +51,8 @@ class Comparison:
                 "'within' with two"
             )
         low, high = self._limits
-        if not low < high:  # also where one is NaN
-            raise InvalidArgument(f"limit={shown(self.limit)} must be a number, or two that ascend")
+        if low > high:  # a NaN limit is left to end inconclusive
+            raise InvalidArgument(f"limit={shown(self.limit)} must be two numbers that ascend")
 
     @property
     def _limits(self) -> tuple[float, float]:
@@ -120,7 +120,7 @@ class Verdict:
 
     @property
     def false_positive_rate(self) -> float:
-        """At most this is the probability of a wrong decision: the rates of the comparisons added."""
+        """A bound on the probability of a wrong decision: the rates of the comparisons, added."""
         return sum(c.measured.false_positive_rate for c in self.comparisons)
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbsim._values import set_field, value
-from mbsim.errors import InvalidArgument, check_array, check_finite, check_integer, check_number, shown
+from mbsim.errors import (
+    InvalidArgument,
+    check_array,
+    check_finite,
+    check_integer,
+    check_number,
+    shown,
+)
 
 __all__ = ["LogCosh", "Loss", "Quadratic", "Ripple"]
 

@@ -77,7 +77,7 @@ def draw_micro_batches(
     else:
         across = np.zeros(shape)
     gamma = draggers.coherence
-    shared = k * (math.sqrt(gamma) / b)
+    shared = k / b * math.sqrt(gamma)
     own = np.zeros(shape)
     if gamma < 1 and draggers.dimensions_needed:
         dimensions = problem.dragger_dim - (gamma > 0)

@@ -86,7 +86,8 @@ def _isotropic(
 class Gaussian:
     """Isotropic Gaussian noise in the n dimensions of the benign frame: σ/√n in each.
 
-    >>> along, across = Gaussian(sigma=3.0).mean_of(np.array([1, 4, 0]), 9, np.random.default_rng(0))
+    >>> counts = np.array([1, 4, 0])
+    >>> along, across = Gaussian(sigma=3.0).mean_of(counts, 9, np.random.default_rng(0))
     >>> across
     array([1. , 0.5, 0. ])
     """
@@ -201,7 +202,9 @@ def _sums_of_inverse_chi_squares(counts: NDArray[np.int64], df: float, rng: Gene
         stop = min(start + block, total)
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         starts = np.concatenate([[start], ends[first:last]]) - start
-        sums[filled[first : last + 1]] += np.add.reduceat(1 / rng.chisquare(df, stop - start), starts)
+        sums[filled[first : last + 1]] += np.add.reduceat(
+            1 / rng.chisquare(df, stop - start), starts
+        )
     return sums.reshape(np.shape(counts))
 
 

@@ -94,16 +94,16 @@ class Problem:
                     f"must be of shape (1, {array.size}) and (1,)"
                 )
             squared = float(np.square(gradient).sum())
-        value = float(found[0])
-        if not (math.isfinite(value) and math.isfinite(squared)):
+        at_start = float(found[0])
+        if not (math.isfinite(at_start) and math.isfinite(squared)):
             raise InvalidArgument(
                 "start must be where the loss and its squared gradient norm are finite; "
-                f"they are {value:g} and {squared:g}"
+                f"they are {at_start:g} and {squared:g}"
             )
-        if value < self.loss.minimum:
+        if at_start < self.loss.minimum:
             raise InvalidArgument(
                 f"loss.minimum={self.loss.minimum:g} must be a lower bound of the loss, which is "
-                f"{value:g} at the start"
+                f"{at_start:g} at the start"
             )
         return array
 
@@ -161,12 +161,18 @@ class Problem:
         who = f"probability {p:g}, norm ratio {c:g}{extras}" if p and c else "none"
         lines = [
             ("loss", f"{self.loss}"),
-            ("dimension", f"{self.dimension}: {self.benign_dim} benign, {self.dragger_dim} dragger"),
+            (
+                "dimension",
+                f"{self.dimension}: {self.benign_dim} benign, {self.dragger_dim} dragger",
+            ),
             ("smoothness", f"{self.smoothness:.4g}"),
             ("initial gap", f"{self.initial_gap:.4g}, gradient norm {self.initial_grad_norm:.4g}"),
             ("noise", f"{self.noise}"),
             ("draggers", who),
-            ("assumes", "A1 to A4" if not self.draggers.tilt else "A1 to A3; A4 broken by the tilt"),
+            (
+                "assumes",
+                "A1 to A4" if not self.draggers.tilt else "A1 to A3; A4 broken by the tilt",
+            ),
         ]
         return "Problem\n" + "\n".join(f"  {name:<12} {text}" for name, text in lines)
 

@@ -14,6 +14,7 @@ Everything random is independent of the parameters w, so it is drawn ahead, many
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
@@ -55,7 +56,11 @@ def lane_width(problem: Problem, micro_batches: int) -> int:
 
 @dataclass(frozen=True)
 class _Step:
-    """The randomness of one step, ``[lanes, width, ...]``; or of many, with one axis more."""
+    """The randomness of one step; or of many, with one axis more in front.
+
+    Micro-batches and cosines are ``[m, lanes, width]`` and so on: with micro-batches first, sums
+    over them run through memory in order. Directions are ``[lanes, width, d]``.
+    """
 
     micro_batches: MicroBatches
     across_cosines: list[Array]
@@ -76,7 +81,9 @@ def _side_by_side(lanes: list[_Step]) -> _Step:
     """The steps of several lanes as one: lanes become an axis behind that of the steps."""
 
     def joined(arrays: list[Array]) -> Array:
-        return arrays[0][:, None] if len(arrays) == 1 else np.stack(arrays, axis=1)
+        if len(arrays) == 1:
+            return arrays[0][..., None, :]
+        return np.stack(arrays, axis=-2)
 
     names = vars(lanes[0].micro_batches)
     return _Step(
@@ -85,7 +92,7 @@ def _side_by_side(lanes: list[_Step]) -> _Step:
         ),
         [joined(list(level)) for level in zip(*(x.across_cosines for x in lanes), strict=True)],
         [joined(list(level)) for level in zip(*(x.own_cosines for x in lanes), strict=True)],
-        joined([x.directions for x in lanes]),
+        np.stack([x.directions for x in lanes], axis=1),
     )
 
 
@@ -147,17 +154,15 @@ class ExactLaw:
         problem, draggers = self.problem, self.problem.draggers
         drawn = step.micro_batches
         length = draggers.length(grad_norm, problem.noise.sigma)
-        x_along = drawn.along(grad_norm[..., None], length[..., None], draggers)
-        norms = drawn.norms(x_along, length[..., None])
-        factors = self.rule.factors(norms) / self.m
-        along = np.einsum("...j,...j->...", factors, x_along)
+        x_along = drawn.along(grad_norm, length, draggers)
+        norms = drawn.norms(x_along, length)
+        factors = np.moveaxis(self.rule.factors(np.moveaxis(norms, 0, -1)), -1, 0) / self.m
+        along = (factors * x_along).sum(axis=0)
         across = _length_of_sum(factors * drawn.across, step.across_cosines)
         transverse = _length_of_sum(factors * drawn.own, step.own_cosines)
         if draggers.coherence:
-            transverse = np.hypot(transverse, np.einsum("...j,...j->...", factors, drawn.shared))
-        return along, across, transverse * length, norms.min(axis=-1) == 0
-
-    # ------------------------------------------------------------------ drawing ahead
+            transverse = np.hypot(transverse, (factors * drawn.shared).sum(axis=0))
+        return along, across, transverse * length, norms.min(axis=0) == 0
 
     def _next_step(self) -> _Step:
         """Draw 1, 2, 4, … steps ahead: short runs waste little, and longer ones begin alike."""
@@ -172,7 +177,7 @@ class ExactLaw:
         problem, draggers = self.problem, self.problem.draggers
         n, d = problem.benign_dim, problem.dimension
         size = (steps, self.width)
-        micro_batches = draw_micro_batches(problem, self.b, (*size, self.m), rng)
+        micro_batches = draw_micro_batches(problem, self.b, (steps, self.m, self.width), rng)
         own_dim = problem.dragger_dim - (draggers.coherence > 0)
         directions = np.zeros((*size, d))
         levels: dict[str, list[Array]] = {"across": [], "own": []}
@@ -189,7 +194,7 @@ class ExactLaw:
         """Cosines for adding m vectors in pairs, level by level: ⌊m/2⌋, ⌊⌈m/2⌉/2⌋, …"""
         levels, left = [], self.m
         while left > 1:
-            levels.append(cosines((*size, left // 2), dimensions, rng))
+            levels.append(cosines((size[0], left // 2, size[1]), dimensions, rng))
             left -= left // 2
         return levels
 
@@ -202,8 +207,8 @@ def _length_of_sum(lengths: Array, levels: list[Array]) -> Array:
     """‖Σ a_j o_j‖ for independent uniform directions o_j, added in pairs by the law of cosines."""
     squares = np.square(lengths)
     for cosine in levels:
-        half = cosine.shape[-1]
-        one, other = squares[..., :half], squares[..., half : 2 * half]
+        half = len(cosine)
+        one, other = squares[:half], squares[half : 2 * half]
         pairs = one * other
         np.sqrt(pairs, out=pairs)
         pairs *= cosine
@@ -211,9 +216,9 @@ def _length_of_sum(lengths: Array, levels: list[Array]) -> Array:
         pairs += one
         pairs += other
         np.maximum(pairs, 0, out=pairs)  # rounding, where two lengths cancel
-        odd = squares.shape[-1] > 2 * half
-        squares = np.concatenate([pairs, squares[..., 2 * half :]], axis=-1) if odd else pairs
-    return np.sqrt(squares[..., 0])
+        odd = len(squares) > 2 * half
+        squares = np.concatenate([pairs, squares[2 * half :]]) if odd else pairs
+    return np.sqrt(squares[0])
 
 
 def _place(
@@ -230,9 +235,7 @@ def _place(
     inner = np.einsum("...i,...i->...", gradient, direction)
     first = gradient[..., 0]
     # In the place of f, g: ⟨f, z⟩/(1 + |f₁|) = ⟨g, z⟩/(‖g‖ + |g₁|); all zero where g is.
-    shift = np.divide(
-        length * inner, norm + np.abs(first), out=np.zeros_like(norm), where=norm > 0
-    )
+    shift = np.divide(length * inner, norm + np.abs(first), out=np.zeros_like(norm), where=norm > 0)
     pull = np.divide(shift, norm, out=np.zeros_like(norm), where=norm > 0)
     np.multiply(direction, length[..., None], out=out)
     out += (scale - pull)[..., None] * gradient

@@ -32,7 +32,7 @@ __all__ = ["Run", "choose_engine", "draw_updates", "simulate"]
 Array = NDArray[np.float64]
 ENGINES = ("auto", "reference", "exact_law")
 
-# A replicate has diverged when its loss exceeds this many times that of the start.
+# A replicate has diverged when its gap to the minimum is this many times that of the start.
 _DIVERGED = 1e6
 # Lanes advanced together by one thread: enough to make NumPy's overhead small.
 _LANES_PER_BLOCK = 4
@@ -310,7 +310,9 @@ def simulate(
     >>> bool(run.mean("mean_grad_norm_sq") < sgd.mean("mean_grad_norm_sq"))
     True
     """
-    plan = _plan(problem, method, batch_size, step_size, steps, replicates, rng, record_every, engine)
+    plan = _plan(
+        problem, method, batch_size, step_size, steps, replicates, rng, record_every, engine
+    )
     workers = _check_threads(threads)
     n_lanes = -(-plan.replicates // plan.width)
     block = 1 if plan.engine == "reference" else max(1, min(_LANES_PER_BLOCK, n_lanes // workers))
@@ -441,13 +443,21 @@ def _plan(
 
 def _check_threads(threads: Any) -> int:
     if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
     return check_integer("threads", threads, minimum=1)
 
 
 def _seed_content(seed: SeedSequence) -> tuple[Any, tuple[int, ...]]:
     entropy = seed.entropy
-    plain = [int(word) for word in entropy] if isinstance(entropy, (list, tuple, np.ndarray)) else entropy
+    plain = (
+        [int(word) for word in entropy]
+        if isinstance(entropy, (list, tuple, np.ndarray))
+        else entropy
+    )
     return plain, tuple(int(k) for k in seed.spawn_key)
 
 
@@ -543,7 +553,10 @@ def _run_block(
 
 
 def _divergence_limit(problem: Problem) -> float:
-    """10⁶ times the start's gap; from a start at the minimum, the gap that noise alone makes."""
+    """10⁶ times the start's gap, but never so little that a step's noise alone would reach it.
+
+    That matters for a start at the minimum or next to it, whose gap is nothing to go by.
+    """
     c, sigma = problem.draggers.norm_ratio, problem.noise.sigma
     noise_gap = (1 + c**2) * sigma**2 / (2 * problem.smoothness)
-    return _DIVERGED * max(problem.initial_gap, noise_gap)
+    return max(_DIVERGED * problem.initial_gap, 10 * noise_gap)

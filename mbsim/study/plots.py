@@ -22,7 +22,7 @@ Points = Sequence[dict[str, float]]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
-_STYLE = {
+_STYLE: Any = {
     "figure.constrained_layout.use": True,
     "figure.dpi": 150,
     "font.size": 9,
@@ -83,6 +83,19 @@ def _curve(axes: Axes, points: Points, number: int, label: str, *, band: bool = 
         )  # fmt: skip
 
 
+def _horizons_axis(axes: Axes, points: Points) -> None:
+    """Steps on a logarithmic axis, labelled at 1, 2 and 5 times the powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set(xscale="log", yscale="log", xlim=(0.9 * points[0]["x"], 1.1 * points[-1]["x"]))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+
+
 def _sizes_axis(axes: Axes, points: Points) -> None:
     axes.set_xscale("log", base=2)
     sizes = [int(p["x"]) for p in points]
@@ -134,7 +147,8 @@ def _rate(figure: Figure, verdict: dict[str, Any]) -> None:
         x, predicted * last, color="0.4", linewidth=0.8, linestyle="--",
         label=f"T^(−1/2), {predicted:.2f} times as high (predicted)",
     )  # fmt: skip
-    axes.set(xscale="log", yscale="log", xlabel="steps T, step size tuned for T")
+    _horizons_axis(axes, clean)
+    axes.set_xlabel("steps T, step size tuned for T")
     axes.set_ylabel("mean of ‖∇L‖² over the run")
     axes.set_title("SGD keeps its rate, with a larger constant", loc="left", fontsize=9)
     axes.legend()
@@ -148,10 +162,17 @@ def _horizon(figure: Figure, verdict: dict[str, Any]) -> None:
     if ahead and behind:
         axes.axvspan(ahead, behind, color="0.85", zorder=0)
         axes.annotate(
-            f"horizon between {ahead} and {behind}", (ahead, 1.0), xycoords=("data", "axes fraction"),
-            ha="right", va="top", xytext=(-4, -2), textcoords="offset points", fontsize=8,
-        )  # fmt: skip
-    axes.set(xscale="log", yscale="log", xlabel="steps T, each with its best step size")
+            f"horizon between {ahead} and {behind}",
+            (ahead, 1.0),
+            xycoords=("data", "axes fraction"),
+            ha="right",
+            va="top",
+            xytext=(-4, -2),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    _horizons_axis(axes, points)
+    axes.set_xlabel("steps T, each with its best step size")
     axes.set_ylabel("mean of ‖∇L‖² over the run")
     axes.set_title("Clipping is ahead up to a horizon", loc="left", fontsize=9)
     axes.legend(loc="lower left")

@@ -129,7 +129,9 @@ def expected_statuses(*, quick: bool) -> dict[str, str]:
     return statuses
 
 
-def reproduce(out: str | os.PathLike[str] = "figures", *, quick: bool = False, rng: int = 0) -> Report:
+def reproduce(
+    out: str | os.PathLike[str] = "figures", *, quick: bool = False, rng: int = 0
+) -> Report:
     """Run every claim and every control; write the figures and ``report.json`` to `out`.
 
     Args:
@@ -201,7 +203,9 @@ def _checked_folder(out: Any) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, TypeError, ValueError) as error:
-        raise InvalidArgument(f"out={shown(out)} must be a folder that can be written to") from error
+        raise InvalidArgument(
+            f"out={shown(out)} must be a folder that can be written to"
+        ) from error
     return folder
 
 

@@ -1,29 +1,31 @@
 r"""The theorems as formulas: SGD with draggers, adaptive micro-batch clipping, Table 1.
 
 Every theorem is a :class:`Bound`: a SymPy expression with its kind, assumptions, conditions on the
-step size and source. Tuned step sizes, what the bounds are at them, biases, constants and the order
-in T are derived from those expressions, never typed a second time.
+step size and source. Tuned step sizes, the bounds at them, biases, constants and the order in T are
+derived from those expressions, never typed a second time.
 
 The paper states theorems of this form, but its printed constants were not available: all of these
-are derived on the project's theory page, from the paper's four assumptions. Where a docstring below
-says *proof*, the constants are better than the first ones found, and this is why they hold.
+are derived on the project's theory page, from the paper's four assumptions.
 
-**The descent argument** that all rates share. Let r A(r) ≥ w (a r² − κ) and M(r) ≤ w (M₁r² + M₀)
-with w = 1, or a weight that depends on the step. A2 gives E L(w_{t+1}) ≤ E L(w_t) − η E[r A] +
-(η²L/2) E M, and A1 the sum of both sides over the steps: the w-weighted average of E r² is at most
+**The descent argument** that all rates share. Let r A(r) ≥ w (a r² − κ) and M(r) ≤ w (M₁r² + M₀),
+with w = 1 or a weight that depends on the step. A2 gives E L(w_{t+1}) ≤ E L(w_t) − η E[r A] +
+(η²L/2) E M; sum over the steps, use A1, and the w-weighted average of E r² is at most
 
 .. math:: \frac{\Delta/(\eta T \bar w) + \eta L M_0/2 + \kappa}{a - \eta L M_1/2},
           \qquad \eta < 2a/(L M_1).
 
-This is the *sharper* form of each theorem. The *plain* form replaces the denominator by a smaller
-constant, which asks for a smaller step, and is easier to read. Tuning the sharper form over η needs
-no condition on T, and for SGD it halves the constant: what is gained is worth the longer formula.
+This is the *sharper* form of each theorem. The *plain* form has a smaller constant in the place of
+the denominator, which asks for a smaller step and is easier to read. Tuned over η, the sharper form
+needs no condition on T, and for SGD its constant is half as large.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cache
+from html import escape
+from typing import Any
 
 import numpy as np
 import sympy
@@ -31,11 +33,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from mbsim.errors import InvalidArgument, shown
 from mbsim.theory.formula import (
+    ABBREVIATIONS,
     Formula,
     as_latex,
     as_text,
     checked_values,
+    definitions_in,
     numbers_of,
+    specialised,
     symbols,
 )
 
@@ -66,7 +71,17 @@ __all__ = [
     "tuned_step_size",
 ]
 
-KINDS = {"upper bound": r"\le", "lower bound": r"\ge", "limit": r"\to", "estimate": r"\approx"}
+KINDS = {
+    "upper bound": ("≤", r"\le"),
+    "lower bound": ("≥", r"\ge"),
+    "limit": ("→", r"\to"),
+    "estimate": ("≈", r"\approx"),
+}
+_COMPARISONS = {
+    sympy.LessThan: np.less_equal,
+    sympy.StrictLessThan: np.less,
+    sympy.GreaterThan: np.greater_equal,
+}
 
 
 class Subject(Enum):
@@ -84,7 +99,7 @@ class Subject(Enum):
     SECOND_MOMENT = ("the second moment M(r) of the update", "M(r)")
     BIAS = ("what no number of steps removes from the bound", r"\beta_b^2")
     ALIGNMENT = ("the alignment λ = E[cos φ_j min_i a_i]", r"\lambda")
-    NORM_SPREAD = ("the spread ς̄ of a micro-batch's benign norm", r"\bar{\varsigma}")
+    NORM_SPREAD = ("the spread of a micro-batch's benign norm", r"\bar{\varsigma}")
 
     def __init__(self, sentence: str, latex: str) -> None:
         self.sentence = sentence
@@ -93,7 +108,7 @@ class Subject(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A relation that the settings must satisfy for a bound to hold, and why."""
+    """A relation that the settings must satisfy for a bound to hold, and what it is for."""
 
     relation: sympy.Rel
     sentence: str
@@ -113,9 +128,8 @@ class Bound(Formula):
         assumptions: what is assumed, a sentence each.
         conditions: what the settings must satisfy besides.
 
-    >>> bound = Bound(name="a measured certificate", kind="upper bound", source="theory page, section 8",
-    ...               expression=sympy.Float(0.25))
-    >>> bound.value
+    >>> Bound(name="a certificate", kind="upper bound", expression=sympy.Float(0.25),
+    ...       source="theory page, section 8").value
     0.25
     """
 
@@ -128,7 +142,9 @@ class Bound(Formula):
         _check_choice("kind", self.kind, tuple(KINDS))
         super().__post_init__()
 
-    def _parts(self) -> tuple[sympy.Basic, ...]:
+    @property
+    def parts(self) -> tuple[sympy.Basic, ...]:
+        """The expression, and the relations of the conditions."""
         return (self.expression, *(condition.relation for condition in self.conditions))
 
     def holds(self, **values: ArrayLike) -> bool | NDArray[np.bool_]:
@@ -141,7 +157,8 @@ class Bound(Formula):
             A bool if all values are numbers, else an array of the broadcast shape.
 
         Raises:
-            InvalidArgument: as :meth:`evaluate`, but for results that are not finite.
+            InvalidArgument: for missing and unknown names, values that are not finite or out of
+                range, and shapes that do not fit.
 
         >>> sgd_bound().holds(initial_gap=1, smoothness=1, step_size=[0.1, 2], steps=100, sigma=1,
         ...                   batch_size=64, probability=0.05, norm_ratio=20, coherence=0)
@@ -156,23 +173,14 @@ class Bound(Formula):
 
     def latex(self) -> str:
         """Both sides in LaTeX, abbreviations kept (see :attr:`definitions`)."""
-        return f"{self.subject.latex} {KINDS[self.kind]} {super().latex()}"
+        return f"{self.subject.latex} {KINDS[self.kind][1]} {super().latex()}"
 
     def _statement(self) -> list[str]:
-        conditions = (as_latex(condition.relation) for condition in self.conditions)
-        return [self.latex(), *(rf"\text{{if }} {condition}" for condition in conditions)]
+        return [self.latex(), *(rf"\text{{if }} {as_latex(part)}" for part in self.parts[1:])]
 
     def __str__(self) -> str:
-        sign = {"upper bound": "≤", "lower bound": "≥", "limit": "→", "estimate": "≈"}[self.kind]
-        conditions = "".join(f", if {as_text(c.relation)}" for c in self.conditions)
-        return f"{self.subject.sentence} {sign} {as_text(self.expression)}{conditions}"
-
-
-_COMPARISONS = {
-    sympy.LessThan: np.less_equal,
-    sympy.StrictLessThan: np.less,
-    sympy.GreaterThan: np.greater_equal,
-}
+        right = ", if ".join(map(as_text, self.parts))
+        return f"{self.subject.sentence} {KINDS[self.kind][0]} {right}"
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -181,7 +189,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise InvalidArgument(f"{name}={shown(value)} must be one of {listed}")
 
 
-# ------------------------------------------------------------------------------ what is assumed
+# --------------------------------------------------------------------- what the theorems share
 
 _A1 = "A1: the loss is bounded below"
 _A2 = "A2: the gradient of the loss is L-Lipschitz"
@@ -195,18 +203,14 @@ _ALGORITHM_1 = "the rule is the smallest norm (Algorithm 1)"
 _INCOHERENT = "the draggers are incoherent (γ = 0)"
 _SYMMETRIC_ACROSS = "the noise across the gradient is symmetric given the noise along it"
 
-_FORMS = ("plain", "sharper")
-
 # The letters of the theory page, so that the theorems read as they do there.
 Δ, L, η, T, r = symbols("initial_gap", "smoothness", "step_size", "steps", "grad_norm")
 B, b, p, c, γ = symbols("batch_size", "micro_batch_size", "probability", "norm_ratio", "coherence")
-σ, n, k = symbols("sigma", "benign_dim", "dragger_count")
-q, m, s, s_tilde, λ0, ψ = symbols("q", "m", "s", "stilde", "lambda_0", "psi")
-K_g, K_σ, N_1, N_0, M_1, M_0 = symbols("K_g", "K_sigma", "N_1", "N_0", "M_1", "M_0")
-v, a, ω, λ, λ_bar, ς_bar = symbols(
-    "capped_threshold", "aligned_share", "mean_weight", "alignment", "mean_cosine", "norm_spread"
-)
-q_star, Λ, σ_e = symbols("shortest_benign_share", "progress_rate", "sigma_along")
+σ, σ_e, n, k = symbols("sigma", "sigma_along", "benign_dim", "dragger_count")
+q, m, s, s_tilde, λ0 = symbols("q", "m", "s", "stilde", "lambda_0")
+K_g, K_σ, N_1, N_0, M_1, M_0, f = symbols("K_g", "K_sigma", "N_1", "N_0", "M_1", "M_0", "f")
+v, a, ω, λ = symbols("capped_threshold", "aligned_share", "mean_weight", "alignment")
+q_star, Λ = symbols("shortest_benign_share", "progress_rate")
 
 
 def _source(section: str, statement: str | None = None) -> str:
@@ -227,28 +231,41 @@ def _descended(
 ) -> dict[str, Any]:
     """The descent argument (see the head of the module): expression and condition, in one form.
 
-    `rate`, `loss`, `second_moment` and `weight` are a, κ, (M₁, M₀) and the mean of w; `kept` is
+    `rate`, `second_moment`, `loss` and `weight` are a, (M₁, M₀), κ and the mean of w; `kept` is
     what the plain form puts in the place of the denominator, a/2 unless told.
     """
-    _check_choice("form", form, _FORMS)
+    _check_choice("form", form, ("plain", "sharper"))
     per_gradient, constant = second_moment
     paid = Δ / (η * T * weight) + η * L * constant / 2 + loss
     if form == "sharper":
         expression = paid / (rate - η * L * per_gradient / 2)
         relation = sympy.StrictLessThan(η, 2 * rate / (L * per_gradient))
-        sentence = "the step size keeps the descent's bracket positive"
     else:
         kept = rate / 2 if kept is None else kept
-        expression = sympy.expand(paid / kept)
+        expression = sympy.Add(*(part / kept for part in paid.args))
         relation = sympy.LessThan(η, 2 * (rate - kept) / (L * per_gradient))
-        sentence = "the step size keeps a fixed part of the descent's bracket"
+    why = "a longer step could lose more to the second moment than it gains along the gradient"
     return {
         "expression": expression,
-        "conditions": (Condition(relation=relation, sentence=sentence),),
+        "conditions": (Condition(relation=relation, sentence=why),),
     }
 
 
-# ---------------------------------------------------------------------------------- Theorem 1
+def _at(bound: Bound, values: dict[sympy.Symbol, int]) -> Bound:
+    """`bound` with some symbols replaced by numbers, in the expression and in the conditions."""
+
+    def at(condition: Condition) -> Condition:
+        sides = (specialised(side, values) for side in condition.relation.args)
+        return replace(condition, relation=condition.relation.func(*sides))
+
+    return replace(
+        bound,
+        expression=specialised(bound.expression, values),
+        conditions=tuple(map(at, bound.conditions)),
+    )
+
+
+# --------------------------------------------------------------------- Theorem 1: SGD
 
 
 def sgd_bound(form: str = "plain") -> Bound:
@@ -283,7 +300,7 @@ def sgd_bound(form: str = "plain") -> Bound:
 
 
 def clean_sgd_bound(form: str = "plain") -> Bound:
-    """Theorem 1 at p = 0: mini-batch SGD as everybody knows it.
+    """Theorem 1 at p = 0: the classical bound for mini-batch SGD.
 
     >>> str(clean_sgd_bound())
     'the average of E‖∇L(w_t)‖² over the steps ≤ 2*Δ/(T*η) + L*η*σ**2/B, if η <= 1/L'
@@ -293,50 +310,35 @@ def clean_sgd_bound(form: str = "plain") -> Bound:
 
 
 def _incoherent_sgd_bound(form: str = "plain") -> Bound:
+    """Theorem 1 at γ = 0."""
     bound = _at(sgd_bound(form), {γ: 0})
-    return replace(
-        bound, name="SGD with draggers, γ = 0", assumptions=(*bound.assumptions, _INCOHERENT)
-    )
-
-
-def _at(bound: Bound, values: dict[sympy.Symbol, int]) -> Bound:
-    """`bound` with some symbols replaced by numbers, in the expression and in the conditions."""
-    conditions = (
-        replace(
-            x, relation=x.relation.func(*(specialised(side, values) for side in x.relation.args))
-        )
-        for x in bound.conditions
-    )
-    return replace(
-        bound, expression=specialised(bound.expression, values), conditions=tuple(conditions)
-    )
+    return replace(bound, name="SGD, incoherent draggers", assumptions=(*_MODEL, _INCOHERENT))
 
 
 def sgd_tuned_bound(form: str = "plain") -> Bound:
-    """Theorem 1 at its best step size, :func:`tuned_bound` of :func:`sgd_bound`.
+    """Theorem 1 at its best step size: :func:`tuned_bound` of :func:`sgd_bound`.
 
-    The plain form is 2√(2ΔLK_σσ²/T)/q for T ≥ 2ΔLK_g²/(K_σσ²q²); the sharper form holds for every
-    T, and for large T is half of that.
+    The plain form is 2√(2ΔLK_σσ²/T)/q for T ≥ 2ΔLK_g²/(K_σσ²q²). The sharper form holds for every
+    T, is never above it, and for large T is half of it.
 
     >>> setting = dict(initial_gap=1, smoothness=1, batch_size=64, steps=1e6, probability=0.05,
     ...                norm_ratio=20, sigma=1, coherence=0)
-    >>> ratio = sgd_tuned_bound("sharper").evaluate(**setting) / sgd_tuned_bound().evaluate(**setting)
-    >>> round(ratio, 3)
-    0.501
+    >>> sharper, plain = (sgd_tuned_bound(x).evaluate(**setting) for x in ("sharper", "plain"))
+    >>> round(sharper / plain, 3)
+    0.503
     """
     return tuned_bound(sgd_bound(form))
 
 
-# ---------------------------------------------------------------- Theorem 2: clipping, any noise
+# --------------------------------------------------------------------- Theorem 2: any noise
 
 # The cap of min(τ, βr). The proof of the drift bound allows β from 1/4 to (2 + √2)/4 = 0.853…, and
 # the rate gains from a large one.
 _CAP = sympy.Rational(3, 4)
-_LOST = s_tilde**2 + λ0 * s**2
 
 
 def clipping_drift_bound(form: str = "plain") -> Bound:
-    r"""The progress of Algorithm 1, for any noise, norm ratio, coherence and number of micro-batches.
+    r"""The progress of Algorithm 1 for any noise, norm ratio, coherence and micro-batch size.
 
     With λ₀ = q^b the probability of a micro-batch without draggers and β = 3/4, for all r > 0,
 
@@ -344,15 +346,15 @@ def clipping_drift_bound(form: str = "plain") -> Bound:
               \left(\lambda_0 - \frac{\tilde s^2 + \lambda_0 s^2}{r^2}\right).
 
     *Proof.* Algorithm 1 clips X_j at τ = min_{i≠j} x_i, which is independent of X_j (norms do not
-    depend on h, so also where γ > 0). Fix τ = t; scale to r = 1. With g + ñ = e + ñ, write
-    y = ‖e + ñ‖, V = ⟨e + ñ, e⟩ and d = ‖ñ‖ ≥ |V − 1|; P = ⟨clip_t X, e⟩ = αV min(1, t/x) and
-    μ = min(t, β). Claim: P ≥ μ(1{k=0} − (1 + 1{k=0}) d²) where k < b, and P = 0 where k = b.
+    depend on h, so also where γ > 0). Fix τ = t and let r = 1 (scaling). Write y = ‖e + ñ‖,
+    V = ⟨e + ñ, e⟩, d = ‖ñ‖ ≥ |V − 1|, μ = min(t, β) and P = ⟨clip_t X, e⟩ = αV min(1, t/x). Where
+    k = b, P = 0. Where k < b, the claim is P ≥ μ(1{k=0} − (1 + 1{k=0}) d²):
 
     1. V < 0. Then P ≥ −min(t, |V|) and d ≥ 1 + |V|. min(t, |V|) ≤ μ(1 + |V|)²: clear where t ≤ β,
-       and |V| ≤ (1 + |V|)²/4 ≤ β(1 + |V|)² otherwise. So P ≥ −μd², which, as d ≥ 1, is at least
+       and else |V| ≤ (1 + |V|)²/4 ≤ β(1 + |V|)². So P ≥ −μd², which, as d ≥ 1, is at least
        μ(1 − 2d²) too.
-    2. V ≥ 0, k > 0: P ≥ 0.
-    3. V ≥ 0, k = 0: P = V min(1, t/y). If y ≥ μ, P ≥ μ cos θ, and 1 − cos θ ≤ sin²θ ≤ d². If y < μ,
+    2. V ≥ 0, k > 0. P ≥ 0.
+    3. V ≥ 0, k = 0. P = V min(1, t/y). If y ≥ μ, P ≥ μ cos θ, and 1 − cos θ ≤ sin²θ ≤ d². If y < μ,
        P = V, and V − μ(1 − 2(1 − V)²) = 2μV² + (1 − 4μ)V + μ ≥ 0: its discriminant, 8μ² − 8μ + 1,
        is at most 0 for μ between (2 − √2)/4 and (2 + √2)/4, and below that no coefficient is
        negative.
@@ -360,9 +362,9 @@ def clipping_drift_bound(form: str = "plain") -> Bound:
     E[d² 1{k<b}] = s̃² and E[d² 1{k=0}] = λ₀s² (in units of r²). Take expectations, then over τ. ∎
 
     Args:
-        form: "plain" as above; "aligned" has E[cos φ 1{x ≥ βr}] − 2s̃²/r² in the bracket, less closed
-            and better where micro-batches with draggers still point along g. (It holds for every
-            β ≥ 1/4, with the same cases: where V ≥ 0 and x ≥ βr, P ≥ μ cos φ cos θ.)
+        form: "plain", as above; "aligned" has E[cos φ 1{x ≥ βr}] − 2s̃²/r² in the bracket: less
+            closed, and better where micro-batches with draggers still point along g. (The same
+            cases prove it for every β ≥ 1/4: where V ≥ 0 and x ≥ βr, P ≥ μ cos φ cos θ.)
 
     Source: theory page, section 5.1.
     """
@@ -378,22 +380,40 @@ def clipping_drift_bound(form: str = "plain") -> Bound:
     )
 
 
-def clipping_bound(form: str = "plain") -> Bound:
+_LOST = s_tilde**2 + λ0 * s**2  # κ of the drift bound
+
+
+def clipping_bound(form: str = "plain", *, damped: bool = True) -> Bound:
     r"""Theorem 2: clipping for any noise. It is fast, up to a bias that stays.
 
-    With ω_t = E[min(τ, βr_t)|w_t]/r_t ∈ [0, β], β = 3/4, ψ = p/b + γp²(1 − 1/b), N₁ = 1 + ψc²,
-    N₀ = s² + ψc²σ² and ω̄ = (1/T) Σ E ω_t: for η ≤ 3λ₀/(4 L N₁),
+    With ω_t = E[min(τ, βr_t)|w_t]/r_t ∈ [0, β], β = 3/4, ω̄ = (1/T) Σ E ω_t, ψ = p/b + γp²(1 − 1/b),
+    N₁ = 1 + ψc² and N₀ = s² + ψc²σ²: for η ≤ 3λ₀/(4 L N₁),
 
     .. math:: \frac{\sum_t \mathbb E[\omega_t r_t^2]}{\sum_t \mathbb E\omega_t} \le
               \frac{2\Delta}{\lambda_0 \eta T \bar\omega} + \frac{4\eta L N_0}{3\lambda_0}
               + \beta_b^2,\qquad \beta_b^2 = \frac{4\tilde s^2}{\lambda_0}.
 
-    *Proof.* :func:`clipping_drift_bound` gives r A ≥ ω(λ₀r² − κ) with κ = s̃² + λ₀s² ≤ 2s̃². Further,
-    M ≤ Eρ² ≤ (ω/β)(N₁r² + N₀): given τ = t, E min(t, x)² is at most E x² ≤ N₁r² + N₀ where t ≥ βr,
-    and where t < βr at most t² ≤ (t/r) βr² ≤ (t/r) N₁r²/β. Now the descent argument, with w = ω. ∎
+    This is never below SGD's bound, for N₀ has the draggers in full. Where they are strong the
+    *damped* version is: clean micro-batches keep the threshold down, so with
+    M₀ = s² + Ωψc²σ², Ω = (1 − λ₀)^{m−1}, for η ≤ 3λ₀/(4 L (N₁ + 1)),
+
+    .. math:: \ldots \le \frac{2\Delta}{\lambda_0 \eta T \bar\omega}
+              + \frac{\eta L (M_0 + s^2)}{\lambda_0 \bar\omega} + \beta_b^2.
+
+    *Proof.* :func:`clipping_drift_bound` gives r A ≥ ω(λ₀r² − κ) with κ = s̃² + λ₀s² ≤ 2s̃². For the
+    second moment, M ≤ Eρ², ρ = min(τ, x_j). Where τ = t < βr, ρ² ≤ t² ≤ (t/βr) r². Where τ ≥ βr,
+    1{τ≥βr} ≤ min(τ, βr)/βr, of mean ω/β, and x_j is independent of τ:
+
+    - as it is: E x_j² ≤ N₁r² + N₀. So M ≤ (ω/β)(N₁r² + N₀); the descent argument, with w = ω.
+    - damped: if j is clean, ρ² ≤ x_j², of mean r² + s². If not, and i is the first clean one of the
+      others, ρ² ≤ (r + ‖ñ_i‖)² ≤ 2r² + 2‖ñ_i‖², of which E[‖ñ_i‖²] = s² whatever came before i. If
+      none is clean, which has probability Ω, ρ² ≤ x_j². Together, with 1{τ≥βr} kept in the terms in
+      r² and dropped in the others, M ≤ (ω/β)(2 + ψc²)r² + 2s² + Ωψc²σ². The descent argument, in
+      which the constant part has no weight and so is divided by ω̄. ∎
 
     Args:
-        form: "plain", as above with κ rounded up to 2s̃², or "sharper", for η < 3λ₀/(2 L N₁).
+        form: "plain", as above with κ rounded up to 2s̃²; "sharper", for steps up to twice as long.
+        damped: which of the two versions.
 
     Returns:
         The bound. Its mean_weight ω̄ says how fast the algorithm moves: norms near zero stall it,
@@ -402,8 +422,9 @@ def clipping_bound(form: str = "plain") -> Bound:
 
     Source: theory page, section 5.2 (corresponds to [Wang2024] Theorem 4.2).
     """
+    weighted, constant = (N_1 + 1, (M_0 + s**2) / ω) if damped else (N_1, N_0 / _CAP)
     return Bound(
-        name="clipping, any noise",
+        name="clipping, any noise" + ("" if damped else ", not damped"),
         kind="upper bound",
         subject=Subject.WEIGHTED_GRADIENT,
         assumptions=(*_MODEL, _ALGORITHM_1),
@@ -411,8 +432,8 @@ def clipping_bound(form: str = "plain") -> Bound:
         **_descended(
             form,
             rate=λ0,
-            second_moment=(N_1 / _CAP, N_0 / _CAP),
-            loss=2 * s_tilde**2 if form == "plain" else _LOST,
+            second_moment=(weighted / _CAP, constant),
+            loss=_LOST if form == "sharper" else 2 * s_tilde**2,
             weight=ω,
         ),
     )
@@ -422,10 +443,10 @@ def bias_bound(form: str = "plain") -> Bound:
     """The bias β_b² of Theorem 2: what is left of it for small steps and many of them.
 
     Args:
-        form: "plain", 4s̃²/λ₀, and "sharper", s̃²/λ₀ + s², are limits of :func:`clipping_bound` in
-            that form, with s̃² summed over the binomial; "closed" replaces s̃² in the plain form by
-            2σ²/((b+1)q), which is above it because 1/j ≤ 2/(j+1) and
-            E[1/(J+1)] = (1 − p^{b+1})/((b+1)q) for J ~ Binomial(b, q).
+        form: "plain", 4s̃²/λ₀, and "sharper", s̃²/λ₀ + s², are the limits of :func:`clipping_bound`
+            in that form, s̃² being summed over the binomial. "closed" has 2σ²/((b+1)q) for s̃² in
+            the plain form, which is above it: 1/j ≤ 2/(j+1), and E[1/(J+1)] =
+            (1 − p^{b+1})/((b+1)q) for J ~ Binomial(b, q).
 
     Source: theory page, section 5.2. It is a property of the bound: the true bias is smallest at
     b = B, where Algorithm 1 is SGD and has none (section 5.5).
@@ -433,15 +454,14 @@ def bias_bound(form: str = "plain") -> Bound:
     >>> bias_bound().evaluate(micro_batch_size=1, probability=0.5, sigma=1)
     4.0
     """
-    _check_choice("form", form, (*_FORMS, "closed"))
-    expression = _leading_terms(tuned_bound(clipping_bound("plain" if form == "closed" else form)))[
-        0
-    ]
+    _check_choice("form", form, ("plain", "sharper", "closed"))
+    bound = clipping_bound("sharper" if form == "sharper" else "plain")
+    expression = _leading_terms(tuned_bound(bound))[0]
     if form == "closed":
         above = 2 * σ**2 / ((b + 1) * q)
-        expression = expression.subs(s_tilde, sympy.sqrt(above)).subs(λ0, ABBREVIATIONS[λ0])
+        expression = expression.subs({s_tilde: sympy.sqrt(above), λ0: ABBREVIATIONS[λ0]})
     return Bound(
-        name=f"bias of clipping, {form}",
+        name="bias of clipping",
         kind="limit",
         subject=Subject.BIAS,
         assumptions=(_A3, _A4, _ALGORITHM_1),
@@ -452,6 +472,8 @@ def bias_bound(form: str = "plain") -> Bound:
 
 def optimal_micro_batch_size() -> Formula:
     """The b, not rounded, where the closed bias is smallest: the root of its derivative.
+
+    Source: theory page, section 5.2.
 
     >>> str(optimal_micro_batch_size())
     '-1 - 1/log(q)'
@@ -464,7 +486,7 @@ def optimal_micro_batch_size() -> Formula:
     )
 
 
-# ------------------------------------------------- Theorem 2 where norms concentrate, and moments
+# ---------------------------------------------------------------- Theorem 2: concentrated norms
 
 
 def clipping_concentrated_drift_bound() -> Bound:
@@ -473,15 +495,15 @@ def clipping_concentrated_drift_bound() -> Bound:
     With a_i = min(1, √(α_i² + ‖D_i‖²/r²)), λ = E[cos φ_j min_i a_i], λ̄ = E cos φ_j and
     ς̄² = max_k Var(‖Y‖ | k),
 
-    .. math:: A(r) \ge \lambda r - \frac{m-1}{\sqrt m} \bar\lambda \bar\varsigma
-              - \left[\sqrt{q^2 r^2 + q s^2} - q r\right].
+    .. math:: A(r) \ge \lambda r - f - \left[\sqrt{q^2 r^2 + q s^2} - q r\right],
+              \qquad f = \bar\lambda \bar\varsigma \frac{m-1}{\sqrt m}.
 
-    *Proof* of (m−1)/√m (the rest is on the theory page). Given all k and ‖D‖, the norms x_i are
+    *Proof* of (m−1)/√m; the rest is on the theory page. Given all k and ‖D‖ the norms x_i are
     independent, of variance at most ς̄². With Z_i = x_i − E x_i, Samuelson's inequality gives
-    min_i Z_i ≥ mean(Z) − √(m−1) S, S² the mean of (Z_i − mean(Z))². Then E mean(Z) = 0 and
+    min_i Z_i ≥ mean(Z) − √(m−1) S, where S² is the mean of (Z_i − mean(Z))². E mean(Z) = 0, and
     E S ≤ √(E S²) ≤ √(1 − 1/m) ς̄. ∎
 
-    The last bracket is written q s²/(√(q²r² + qs²) + qr), which keeps its digits.
+    The bracket is written q s²/(√(q²r² + qs²) + qr), which keeps its digits.
 
     Source: theory page, section 5.3.
     """
@@ -492,13 +514,8 @@ def clipping_concentrated_drift_bound() -> Bound:
         subject=Subject.PROGRESS,
         assumptions=(_A3, _A4, _ALGORITHM_1),
         source=_source("5.3"),
-        expression=λ * r - λ_bar * _spread() - across,
+        expression=λ * r - f - across,
     )
-
-
-def _spread() -> sympy.Expr:
-    """What the minimum of m norms is below their mean, at most: ς̄ (m − 1)/√m."""
-    return (m - 1) / sympy.sqrt(m) * ς_bar
 
 
 def clipping_concentrated_bound(form: str = "plain", *, averaging: bool = False) -> Bound:
@@ -507,12 +524,11 @@ def clipping_concentrated_bound(form: str = "plain", *, averaging: bool = False)
     With λ at its least and λ̄ and ς̄ at their greatest over the r visited: for η ≤ λ/(2 L M₁),
 
     .. math:: \frac1T \sum_{t<T} \mathbb E r_t^2 \le \frac{2\Delta}{\lambda\eta T}
-              + \frac{\eta L M_0}{\lambda} + \frac{s^2}{\lambda}
-              + \frac{2(m-1)^2}{m} \left(\frac{\bar\lambda \bar\varsigma}{\lambda}\right)^2.
+              + \frac{\eta L M_0}{\lambda} + \frac{s^2}{\lambda} + \frac{2 f^2}{\lambda^2}.
 
-    *Proof.* In :func:`clipping_concentrated_drift_bound` the last bracket is at most s²/(2r), and with
-    f = λ̄ς̄(m−1)/√m, f r ≤ λr²/4 + f²/λ. So r A ≥ (3λ/4) r² − (s²/2 + f²/λ); then the descent
-    argument, of whose bracket the plain form keeps λ/2. ∎
+    *Proof.* The last bracket of :func:`clipping_concentrated_drift_bound` is at most s²/(2r), and
+    f r ≤ λr²/4 + f²/λ. So r A ≥ (3λ/4) r² − (s²/2 + f²/λ); then the descent
+    argument, of whose denominator the plain form keeps λ/2. ∎
 
     Args:
         form: "plain", as above, or "sharper", for η < 3λ/(2 L M₁).
@@ -531,7 +547,7 @@ def clipping_concentrated_bound(form: str = "plain", *, averaging: bool = False)
             rate=3 * λ / 4,
             kept=λ / 2,
             second_moment=second_moment,
-            loss=s**2 / 2 + (λ_bar * _spread()) ** 2 / λ,
+            loss=s**2 / 2 + f**2 / λ,
         ),
     )
 
@@ -539,10 +555,10 @@ def clipping_concentrated_bound(form: str = "plain", *, averaging: bool = False)
 def second_moment_bound(*, averaging: bool = False) -> Bound:
     r"""The second moment of an update of Algorithm 1.
 
-    M ≤ Eρ² ≤ M₁r² + M₀, M₁ = 1 + Ωψc², M₀ = s² + Ωψc²σ², Ω = (1 − λ₀)^{m−1}. (*Proof.* ρ is at most
-    the norm of the first clean micro-batch, whose mean square is r² + s²; with probability
-    (1 − λ₀)^m there is none, and then at most that of the first, E[x²|k>0] ≤ r² + s² +
-    ψc²(r² + σ²)/(1 − λ₀). ∎)
+    M ≤ Eρ² ≤ M₁r² + M₀ with M₁ = 1 + Ωψc², M₀ = s² + Ωψc²σ², Ω = (1 − λ₀)^{m−1}. *Proof.* ρ is at
+    most the norm of the first clean micro-batch, whose mean square is r² + s². With probability
+    (1 − λ₀)^m there is none; ρ is then at most the norm of the first, and E[x²|k>0] ≤ r² + s² +
+    ψc²(r² + σ²)/(1 − λ₀). ∎
 
     With averaging, for γ = 0 and transverse noise symmetric given the noise along e,
 
@@ -550,15 +566,15 @@ def second_moment_bound(*, averaging: bool = False) -> Bound:
               \left(q^2 r^2 + q \frac{\sigma_e^2}{b}\right), \qquad
               \sigma_e^2 = \operatorname{Var}\langle \xi, e\rangle.
 
-    *Proof.* ‖u‖² has m squares, each ρ²/m², and m(m − 1) products. Of ⟨e_i, e_j⟩ only the part along
-    e has a mean, and there |ρ cos φ cos θ| ≤ α|r + ν|. So a product is at most (E α|r + ν|)², and
-    E[|r + ν| | k] ≤ √(r² + σ_e²/(b−k)) while α√(r² + σ_e²/(b−k)) = √(α · (αr² + σ_e²/b)), a geometric
-    mean of linear functions, is concave in α: at most q²r² + qσ_e²/b. ∎
+    *Proof.* ‖u‖² has m squares, each ρ²/m², and m(m − 1) products, of which only the part along e
+    has a mean; there |ρ cos φ cos θ| ≤ α|r + ν|. So a product is at most (E α|r + ν|)². Given k,
+    E α|r + ν| ≤ α√(r² + σ_e²/(b−k)) = √(α(αr² + σ_e²/b)), a geometric mean of linear functions and
+    so concave in α, whose mean is q: the square is at most q²r² + qσ_e²/b. ∎
 
     Args:
         averaging: whether to use the second form.
 
-    Source: theory page, section 5.4.
+    Source: theory page, sections 5.3 and 5.4.
     """
     assumptions, (per_gradient, constant) = _second_moment(averaging=averaging)
     return Bound(
@@ -572,41 +588,47 @@ def second_moment_bound(*, averaging: bool = False) -> Bound:
 
 
 def _second_moment(*, averaging: bool) -> tuple[tuple[str, ...], tuple[sympy.Expr, sympy.Expr]]:
-    """Assumptions, and the coefficients of r² and 1 in a bound on M."""
+    """What a bound on M assumes besides, and its coefficients of r² and of 1."""
     if not averaging:
         return (), (M_1, M_0)
-    alone, one = 1 / m, {γ: 0}
+    squares = (specialised(M_1, {γ: 0}), specialised(M_0, {γ: 0}))
+    products = (q**2, q * σ_e**2 / b)
     return (_INCOHERENT, _SYMMETRIC_ACROSS), (
-        alone * specialised(M_1, one) + (1 - alone) * q**2,
-        alone * specialised(M_0, one) + (1 - alone) * q * σ_e**2 / b,
+        squares[0] / m + (1 - 1 / m) * products[0],
+        squares[1] / m + (1 - 1 / m) * products[1],
     )
 
 
 def micro_batch_norm_ratio() -> Formula:
-    r"""How the norm ratio falls as micro-batches grow: c_k, for k draggers among b examples.
+    r"""How the norm ratio falls as micro-batches grow: c_k, with k draggers among b examples.
 
     .. math:: c_k^2 = \frac{\mathbb E\|D\|^2}{\mathbb E\|Y\|^2}
               = \frac{(k + \gamma k(k-1))\, c^2 (r^2 + \sigma^2)}{(b-k)^2 r^2 + (b-k) \sigma^2}
 
     Source: theory page, section 2 (an open question of [Wang2024], compare its Table 3).
+
+    >>> round(micro_batch_norm_ratio().evaluate(dragger_count=1, micro_batch_size=5, norm_ratio=4,
+    ...                                         coherence=0, grad_norm=1e-9, sigma=1), 6)
+    2.0
     """
-    squared = (k + γ * k * (k - 1)) * c**2 * (r**2 + σ**2) / ((b - k) ** 2 * r**2 + (b - k) * σ**2)
+    above = (k + γ * k * (k - 1)) * c**2 * (r**2 + σ**2)
+    below = (b - k) ** 2 * r**2 + (b - k) * σ**2
     return Formula(
         name="norm ratio of a micro-batch",
-        expression=sympy.sqrt(squared),
+        expression=sympy.sqrt(above / below),
         source=_source("2", "Table 3"),
     )
 
 
 def alignment_estimate() -> Bound:
-    """An *estimate* of λ of section 5.3 for small gradients: E[(1 + c_k²)^(−1/2)] at r → 0.
+    """An *estimate* of λ of section 5.3, for small gradients: E[(1 + c_k²)^(−1/2)] at r → 0.
 
     Not a lower bound: norms that vary pull λ below it, for two-point noise far below.
 
     Source: theory page, section 5.3.
 
-    >>> estimate = alignment_estimate()
-    >>> round(estimate.evaluate(micro_batch_size=64, probability=0.05, norm_ratio=3, coherence=0), 3)
+    >>> setting = dict(micro_batch_size=64, probability=0.05, norm_ratio=3, coherence=0)
+    >>> round(alignment_estimate().evaluate(**setting), 3)
     0.832
     """
     count = sympy.Symbol("k", integer=True, nonnegative=True)
@@ -640,7 +662,7 @@ def norm_spread_bound(*, gaussian: bool = False) -> Bound:
     )
 
 
-# ---------------------------------------------------------------- Theorem 3: symmetric noise
+# --------------------------------------------------------------------- Theorem 3: symmetric noise
 
 
 def symmetric_bound(
@@ -648,18 +670,18 @@ def symmetric_bound(
 ) -> Bound:
     r"""Theorem 3: clipping has no bias where the noise along the gradient is symmetric.
 
-    Where A(r) ≥ Λr over the r visited, the descent argument gives, for η ≤ Λ/(L M₁),
+    Where A(r) ≥ Λr at the r visited, the descent argument gives, for η ≤ Λ/(L M₁),
 
     .. math:: \frac1T \sum_{t<T} \mathbb E r_t^2 \le
               \frac{2\Delta}{\Lambda\eta T} + \frac{\eta L M_0}{\Lambda}.
 
     Args:
         part: "unimodal": noise along e is symmetric and unimodal given k and the rest; then
-            Λ = q*/m, q* = E[1 − k/b] of the shortest micro-batch. "independent": it is symmetric and
-            independent of the rest given k; then Λ is the least over r of
+            Λ = q*/m, q* = E[1 − k/b] of the shortest micro-batch. "independent": it is symmetric
+            and independent of the rest given k; then Λ is the least over r of
             E[α_j (min_i h_i/h_j) (1 + α_j²(v_k + r²/3)/h_j²)^(−3/2)], without the 1/m.
-        form: "plain" or "sharper".
-        averaging: as for :func:`clipping_concentrated_bound`.
+        form: "plain", as above, or "sharper", for η < 2Λ/(L M₁).
+        averaging: use :func:`second_moment_bound` with averaging, for γ = 0.
 
     Source: theory page, section 6.
     """
@@ -680,33 +702,39 @@ def symmetric_bound(
     )
 
 
-# ------------------------------------------------------------------------------ tuned step sizes
+# --------------------------------------------------------------------- tuned step sizes
 
 
 @cache
-def _stationary(bound: Bound) -> tuple[sympy.Expr, sympy.Expr]:
-    """1/η at the minimum of a bound over η, and the minimum.
+def _stationary(bound: Bound) -> tuple[sympy.Expr, sympy.Expr, sympy.Expr]:
+    """1/η at the minimum of a bound over η, the minimum, and 1/η at the bound's pole.
 
-    In x = 1/η a bound is N(x)/D(x) with N' D = N D' a quadratic; there its value is N'/D'.
+    In x = 1/η a bound is (A x² + R x + S)/(x − K). Where its derivative is 0, it is the ratio of
+    the derivatives of its two parts. The minimum comes before the pole: its x is at least 2K.
     """
     x = sympy.Dummy("x", positive=True)
-    numerator, denominator = sympy.fraction(sympy.together(bound.expression.subs(η, 1 / x)))
-    slopes = sympy.diff(numerator, x), sympy.diff(denominator, x)
-    stationary = sympy.expand(slopes[0] * denominator - numerator * slopes[1])
-    degree = sympy.degree(stationary, x) if stationary.is_polynomial(x) else 0
-    roots = sympy.solve(stationary, x) if degree == 2 else []
-    positive = [root for root in roots if root.is_positive]
-    if len(positive) != 1:
-        raise InvalidArgument(f"{bound.name} has no best step size in closed form; give step_size")
-    return positive[0], sympy.expand((slopes[0] / slopes[1]).subs(x, positive[0]))
+    parts = sympy.fraction(sympy.together(bound.expression.subs(η, 1 / x)))
+    polynomials = [sympy.Poly(part, x) for part in parts if part.is_polynomial(x)]
+    if [polynomial.degree() for polynomial in polynomials] != [2, 1]:
+        raise InvalidArgument(f"the bound {bound.name!r} has no best step size in closed form")
+    (*above, leading, below) = (part for each in polynomials for part in each.all_coeffs())
+    A, R, S, K = letters = sympy.symbols("A R S K", positive=True)
+    slope = 2 * A * x + R
+    roots = sympy.solve(slope * (x - K) - (A * x**2 + R * x + S), x)
+    (best,) = (root for root in roots if root.is_positive)
+    found = best, sympy.expand(slope.subs(x, best)), K
+    values = (sympy.factor(part / leading) for part in (*above, -below))
+    meaning = dict(zip(letters, values, strict=True))
+    inverse, smallest, pole = (part.subs(meaning) for part in found)
+    return inverse, smallest, pole
 
 
 def tuned_step_size(bound: Bound) -> Formula:
     """The step size at which a bound is smallest, found by SymPy.
 
     Args:
-        bound: a bound with a step size in it, such as :func:`sgd_bound`. The step size satisfies
-            the bound's own condition where :func:`tuned_bound` says so.
+        bound: a bound with a step size in it, such as :func:`sgd_bound`. Whether it allows this
+            step size is what :meth:`Bound.holds` of its :func:`tuned_bound` says.
 
     Raises:
         InvalidArgument: where there is none in closed form.
@@ -715,35 +743,29 @@ def tuned_step_size(bound: Bound) -> Formula:
     'sqrt(2)*sqrt(Δ/(K_σ*L*T))/σ'
     """
     return Formula(
-        name=f"tuned step size, {bound.name}",
+        name=f"tuned step size for {bound.name}",
         expression=1 / _stationary(bound)[0],
         source=bound.source,
     )
 
 
+@cache
 def tuned_bound(bound: Bound) -> Bound:
     """A bound at its tuned step size; conditions on the step size become conditions on the horizon.
 
-    A condition that the tuned step size always satisfies is dropped: sharper forms have none left.
-    Quantities measured along the run, such as mean_weight, must hold for the run at this step size.
+    A condition that the tuned step size always satisfies is dropped: sharper forms keep none.
+    Quantities measured along a run, such as mean_weight, must hold for the run at this step size.
 
     >>> str(tuned_bound(clean_sgd_bound()))
-    'the average of E‖∇L(w_t)‖² over the steps ≤ 2*sqrt(2)*σ*sqrt(Δ*L/(B*T)), if T >= 2*B*L*Δ/σ**2'
+    'the average of E‖∇L(w_t)‖² over the steps ≤ 2*sqrt(2)*σ*sqrt(L*Δ/(B*T)), if T >= 2*B*L*Δ/σ**2'
     """
-    inverse, smallest = _stationary(bound)
+    inverse, smallest, pole = _stationary(bound)
     conditions = []
-    for condition in bound.conditions:
-        limit = condition.relation.rhs
-        margin = sympy.expand(limit * inverse) - 1
-        if margin.is_nonnegative:
-            continue
-        (horizon,) = sympy.solve(margin, T)  # the margin grows with T
-        conditions.append(
-            Condition(
-                relation=sympy.GreaterThan(T, horizon),
-                sentence="the horizon is long enough for the tuned step size to be allowed",
-            )
-        )
+    for limit in (condition.relation.rhs for condition in bound.conditions):
+        if sympy.simplify(limit * pole) != 1:
+            (horizon,) = sympy.solve(limit * inverse - 1, T, check=False, simplify=False)
+            why = "on a shorter horizon the tuned step is longer than the theorem allows"
+            conditions.append(Condition(relation=sympy.GreaterThan(T, horizon), sentence=why))
     return replace(
         bound, name=f"{bound.name}, tuned", expression=smallest, conditions=tuple(conditions)
     )
@@ -751,7 +773,7 @@ def tuned_bound(bound: Bound) -> Bound:
 
 @cache
 def _leading_terms(tuned: Bound) -> tuple[sympy.Expr, sympy.Expr, sympy.Expr]:
-    """(bias, constant, order) of a tuned bound: it is bias + constant · order + what is smaller."""
+    """(bias, constant, order): a tuned bound is bias + constant · order + what is smaller."""
     y = sympy.Dummy("y", positive=True)
     in_y = tuned.expression.subs(T, y**-2)
     bias = sympy.limit(in_y, y, 0, "+")
@@ -759,7 +781,7 @@ def _leading_terms(tuned: Bound) -> tuple[sympy.Expr, sympy.Expr, sympy.Expr]:
     return bias, constant, T ** (-power / 2)
 
 
-# ------------------------------------------------------------------------- Table 1, the crossover
+# --------------------------------------------------------------------- Table 1 and the crossover
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -808,7 +830,7 @@ class Row:
                 return None
             try:
                 return getattr(formula, ask)(**{name: values[name] for name in formula.names})
-            except InvalidArgument:  # the values were checked: the result is not finite
+            except InvalidArgument:  # the table has checked the values: the result is not finite
                 return None
 
         return {
@@ -839,13 +861,7 @@ class Table:
     @property
     def definitions(self) -> dict[sympy.Symbol, sympy.Expr]:
         """The abbreviations used in the table, and what they stand for."""
-        return definitions_in(
-            [
-                expression
-                for row in self.rows
-                for expression in (row.bound.expression, row.tuned.expression)
-            ]
-        )
+        return definitions_in([part for row in self.rows for part in row.bound.parts])
 
     def evaluate(self, **values: ArrayLike) -> list[dict[str, Any]]:
         """The table in numbers, one dict a row.
@@ -871,72 +887,56 @@ class Table:
         return [row.evaluate(**values) for row in self.rows]
 
     def latex(self) -> str:
-        """The table as a LaTeX array: method, bound, bound at the tuned step size, bias."""
-        lines = [
-            r"\text{method} & \text{bound} & \text{at the tuned } \eta & \text{order} & \text{bias}",
-            *(f"\\text{{{row.bound.name}}} & " + " & ".join(_cells(row)) for row in self.rows),
-        ]
-        body = " \\\\\n".join(lines)
-        return f"\\begin{{array}}{{lllll}}\n{body}\n\\end{{array}}"
+        """The table as a LaTeX array, abbreviations kept (see :attr:`definitions`)."""
+        head = [rf"\text{{{name}}}" for name in _HEAD]
+        body = [[rf"\text{{{row.bound.name}}}", *_cells(row)] for row in self.rows]
+        lines = " \\\\\n".join(" & ".join(line) for line in (head, *body))
+        return rf"\begin{{array}}{{{'l' * len(head)}}}" + f"\n{lines}\n" + r"\end{array}"
 
     def _repr_latex_(self) -> str:
         return f"$$\n{self.latex()}\n$$"
 
     def _repr_html_(self) -> str:
-        head = "".join(
-            f"<th>{name}</th>" for name in ("method", "bound", "at the tuned η", "order", "bias")
-        )
-        body = "".join(
-            f"<tr><td>{row.bound.name}</td>"
-            + "".join(f"<td>$\\displaystyle {escape(cell)}$</td>" for cell in _cells(row))
-            + "</tr>"
-            for row in self.rows
-        )
+        head = "".join(f"<th>{name}</th>" for name in _HEAD)
+        body = [[row.bound.name, *map(_as_html, _cells(row))] for row in self.rows]
+        lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in body)
         notation = ", ".join(
-            f"${escape(sympy.latex(symbol))} = {escape(as_latex(meaning))}$"
+            _as_html(f"{sympy.latex(symbol)} = {as_latex(meaning)}")
             for symbol, meaning in self.definitions.items()
         )
-        return (
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{notation}</p>"
-        )
+        return f"<table><tr>{head}</tr>{lines}</table><p>{notation}</p>"
 
     def __str__(self) -> str:
         blocks = [_block(row) for row in self.rows]
-        notation = [
-            f"{as_text(symbol)} = {as_text(meaning)}"
-            for symbol, meaning in self.definitions.items()
-        ]
-        return "\n\n".join([*blocks, "where\n  " + "\n  ".join(notation)])
+        notation = [f"  {as_text(x)} = {as_text(d)}" for x, d in self.definitions.items()]
+        return "\n\n".join([*blocks, "\n".join(["where", *notation])])
+
+
+_HEAD = ("method", "bound", "tuned", "order", "bias")
+
+
+def _as_html(latex: str) -> str:
+    return f"$\\displaystyle {escape(latex)}$"
 
 
 def _cells(row: Row) -> list[str]:
     """The LaTeX of a row: each bound with its conditions below it."""
 
     def stacked(bound: Bound) -> str:
-        conditions = (rf"\text{{if }} {as_latex(x.relation)}" for x in bound.conditions)
-        lines = r" \\ ".join([as_latex(bound.expression), *conditions])
+        lines = r" \\ \text{if } ".join(map(as_latex, bound.parts))
         return rf"\begin{{array}}{{l}} {lines} \end{{array}}"
 
-    return [
-        stacked(row.bound),
-        stacked(row.tuned),
-        as_latex(row.order),
-        as_latex(row.bias.expression),
-    ]
+    others = (row.order, row.bias.expression)
+    return [stacked(row.bound), stacked(row.tuned), *map(as_latex, others)]
 
 
 def _block(row: Row) -> str:
     """The plain text of a row."""
-
-    def conditional(bound: Bound) -> str:
-        conditions = " and ".join(as_text(x.relation) for x in bound.conditions)
-        return as_text(bound.expression) + (f"   if {conditions}" if conditions else "")
-
     lines = {
-        "bound": conditional(row.bound),
-        "tuned": conditional(row.tuned),
+        "bound": ", if ".join(map(as_text, row.bound.parts)),
+        "tuned": ", if ".join(map(as_text, row.tuned.parts)),
         "at η": as_text(row.tuned_step_size.expression),
-        "order": f"{as_text(row.order)}, constant {as_text(row.constant.expression)}",
+        "order": f"{as_text(row.order)}, times {as_text(row.constant.expression)}",
         "bias": as_text(row.bias.expression),
     }
     return "\n".join([row.bound.name, *(f"  {key:<6} {line}" for key, line in lines.items())])
@@ -957,10 +957,10 @@ def table1(form: str = "plain") -> Table:
     >>> for row in table1().rows:
     ...     print(f"{row.bound.name}: {row.order}, bias {row.bias}")
     SGD without draggers: 1/sqrt(T), bias 0
-    SGD with draggers, γ = 0: 1/sqrt(T), bias 0
+    SGD, incoherent draggers: 1/sqrt(T), bias 0
     SGD with draggers: 1/sqrt(T), bias 0
     clipping, any noise: 1/sqrt(T), bias 4*s̃**2/λ₀
-    clipping, concentrated norms: 1/sqrt(T), bias s**2/λ + 2*λ̅**2*ς̅**2*(m - 1)**2/(λ**2*m)
+    clipping, concentrated norms: 1/sqrt(T), bias 2*m*λ̅**2*ς̅**2/λ**2
     clipping, symmetric noise: 1/sqrt(T), bias 0
     """
     bounds = (
@@ -991,7 +991,7 @@ class Crossover:
 def crossover(
     clipping: Bound | None = None, sgd: Bound | None = None, **values: float
 ) -> Crossover:
-    r"""The horizon at which SGD's tuned bound falls below clipping's, or "never".
+    """The horizon at which SGD's tuned bound falls below clipping's, or "never".
 
     Tuned plain bounds are C₁/√T (SGD) and C₂/√T + β² (clipping). They cross at T = ((C₁ − C₂)/β²)²
     if C₁ > C₂ and β² > 0, and never otherwise. For Theorem 2 the right sides are compared although
@@ -1003,15 +1003,15 @@ def crossover(
         **values: the quantities in both, by code name, step_size and steps apart; numbers.
 
     Raises:
-        InvalidArgument: for unknown and missing names, values out of range, and for bounds that are
-            not exactly of this form at their tuned step size.
+        InvalidArgument: for unknown and missing names, values out of range, arrays, and bounds that
+            are not exactly of this form at their tuned step size.
 
     Source: theory page, section 5.6.
 
-    >>> setting = dict(initial_gap=1, smoothness=1, batch_size=64, probability=0.05, norm_ratio=20,
-    ...                coherence=0, sigma=1, micro_batch_size=8, mean_weight=0.7)
-    >>> crossover(**setting).reason
-    "never: SGD's bound is the smaller one at every horizon"
+    >>> setting = dict(initial_gap=100, smoothness=1, sigma=1, batch_size=64, micro_batch_size=4,
+    ...                probability=0.02, norm_ratio=50, coherence=1)
+    >>> crossover(**setting, mean_weight=0.7).reason
+    ''
     """
     rows = (Row(bound=sgd or sgd_bound()), Row(bound=clipping or clipping_bound()))
     for row in rows:
@@ -1025,29 +1025,24 @@ def crossover(
     if any(array.ndim for array in known.values()):
         raise InvalidArgument("the crossover takes numbers, not arrays; ask once for each")
 
-    def number(formula: Formula) -> float:
-        return float(formula.evaluate(**{name: values[name] for name in formula.names}))
+    def numbers(part: str) -> list[Any]:
+        formulas = [getattr(row, part) for row in rows]
+        return [f.evaluate(**{name: values[name] for name in f.names}) for f in formulas]
 
-    (sgd_bias, bias), (sgd_constant, constant) = (
-        [number(getattr(row, part)) for row in rows] for part in ("bias", "constant")
-    )
-    lead, handicap = sgd_constant - constant, bias - sgd_bias
+    constants, biases = numbers("constant"), numbers("bias")
+    lead, handicap = constants[0] - constants[1], biases[1] - biases[0]
     if lead > 0 and handicap > 0:
         horizon = (lead / handicap) ** 2
-        allowed = all(
-            row.tuned.holds(
-                **{name: {**values, "steps": max(horizon, 1.0)}[name] for name in row.tuned.names}
-            )
-            for row in rows
-        )
+        there = {**values, "steps": max(horizon, 1.0)}
+        tuned = [row.tuned for row in rows]
         return Crossover(
             horizon=horizon,
-            allowed=allowed,
             reason=f"clipping's bound is the smaller one below {horizon:.4g} steps, SGD's above",
+            allowed=all(x.holds(**{name: there[name] for name in x.names}) for x in tuned),
         )
-    ahead = "clipping's" if lead > 0 or (lead == 0 and handicap < 0) else "SGD's"
     if lead == handicap == 0:
         return Crossover(horizon=None, reason="never: the bounds are equal at every horizon")
+    ahead = "clipping's" if lead > 0 or (lead == 0 and handicap < 0) else "SGD's"
     return Crossover(
         horizon=None, reason=f"never: {ahead} bound is the smaller one at every horizon"
     )

@@ -32,7 +32,7 @@ import ast
 import numbers
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import reduce
@@ -178,6 +178,7 @@ QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in _SETT
 def _abbreviations() -> dict[sympy.Symbol, sympy.Expr]:
     names = ("batch_size", "micro_batch_size", "probability", "norm_ratio", "coherence", "sigma")
     batch, size, p, c, gamma, sigma = (QUANTITIES[name].symbol for name in names)
+    mean_cosine, norm_spread = (QUANTITIES[x].symbol for x in ("mean_cosine", "norm_spread"))
     q, m, s, chi, psi = map(_symbol, ("q", "m", "s", "chi", "psi"))
     clean, none_clean = map(_symbol, ("lambda_0", "Omega"))
     k = sympy.Symbol("k", integer=True, nonnegative=True)
@@ -197,6 +198,7 @@ def _abbreviations() -> dict[sympy.Symbol, sympy.Expr]:
         _symbol("N_0"): s**2 + psi * c**2 * sigma**2,
         _symbol("M_1"): 1 + none_clean * psi * c**2,
         _symbol("M_0"): s**2 + none_clean * psi * c**2 * sigma**2,
+        _symbol("f"): mean_cosine * norm_spread * (m - 1) / sympy.sqrt(m),
     }
 
 
@@ -413,11 +415,22 @@ class _Text(StrPrinter):  # type: ignore[misc]
 
 
 def _for_display(expression: sympy.Basic) -> sympy.Basic:
-    """The same with √x √y written as √(xy): SymPy splits roots of positive symbols on its own."""
+    """The same with √x/√y written as √(x/y): SymPy takes roots of positive symbols apart."""
     if isinstance(expression, sympy.Rel):
         return expression.func(*map(_for_display, expression.args), evaluate=False)
     plain = {symbol: sympy.Symbol(symbol.name) for symbol in expression.free_symbols}
-    return sympy.powsimp(expression.xreplace(plain), combine="base", force=True)
+    return expression.xreplace(plain).replace(lambda part: part.is_Mul, _with_one_root)
+
+
+def _with_one_root(product: sympy.Mul) -> sympy.Expr:
+    roots = [x for x in product.args if x.is_Pow and x.exp in (_HALF, -_HALF) and x.free_symbols]
+    if len(roots) < 2:
+        return product
+    outside = [x for x in product.args if x not in roots]
+    return sympy.Mul(*outside, sympy.sqrt(sympy.Mul(*(root**2 for root in roots))))
+
+
+_HALF = sympy.Rational(1, 2)
 
 
 def as_latex(expression: sympy.Basic) -> str:
@@ -455,21 +468,22 @@ class Formula:
                 f"expression={shown(self.expression)} must be a SymPy expression; "
                 "mbsim.theory.formula_bound makes one from text"
             )
-        quantities_in(self._parts())
+        quantities_in(self.parts)
 
-    def _parts(self) -> tuple[sympy.Basic, ...]:
+    @property
+    def parts(self) -> tuple[sympy.Basic, ...]:
         """Everything here that has symbols."""
         return (self.expression,)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The code names that :meth:`evaluate` takes."""
-        return tuple(quantity.name for quantity in quantities_in(self._parts()))
+        return tuple(quantity.name for quantity in quantities_in(self.parts))
 
     @property
     def definitions(self) -> dict[sympy.Symbol, sympy.Expr]:
         """The abbreviations used, and what they stand for."""
-        return definitions_in(self._parts())
+        return definitions_in(self.parts)
 
     def evaluate(self, **values: ArrayLike) -> float | Floats:
         """The formula's numbers, in float64.
@@ -533,14 +547,14 @@ USER_SYMBOLS: dict[str, sympy.Symbol] = {
     "micro_batches": _symbol("m"),
 }
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
     "sqrt": sympy.sqrt,
     "log": sympy.log,
     "exp": sympy.exp,
     "min": lambda *args: sympy.Min(*args, evaluate=False),
     "max": lambda *args: sympy.Max(*args, evaluate=False),
 }
-_OPERATORS = {
+_OPERATORS: dict[type[ast.operator], Callable[..., sympy.Expr]] = {
     ast.Add: lambda x, y: x + y,
     ast.Sub: lambda x, y: x - y,
     ast.Mult: lambda x, y: x * y,
@@ -620,7 +634,7 @@ def formula_bound(
     )
 
 
-class _Refused(Exception):  # noqa: N818 (never leaves this module)
+class _Refused(Exception):
     """Why a formula is not taken; completes the sentence "formula=... "."""
 
 
