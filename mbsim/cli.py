@@ -13,6 +13,8 @@ from mbsim.errors import InvalidArgument
 
 __all__ = ["main"]
 
+_INTERRUPTED = 130  # what a shell makes of Ctrl-C
+
 app = typer.Typer(
     help="Check the theory of micro-batch clipping by simulation.",
     add_completion=False,
@@ -83,9 +85,12 @@ def _print_report(report: object, out: Path) -> None:
 def main() -> None:
     """Run the command line; bad input is one line on standard error and exit code 2."""
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        if code != _INTERRUPTED:
+            sys.exit(code)
+        _fail("interrupted", code)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", code=130)
+        _fail("interrupted", _INTERRUPTED)
     except InvalidArgument as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
@@ -97,7 +102,7 @@ def main() -> None:
         usage = getattr(error, "format_message", None)  # what the parser has to say
         if usage is None:
             raise
-        _fail(" ".join(usage().split()))
+        _fail(f"{' '.join(usage().split())} (in: {' '.join(sys.argv[1:])})")
 
 
 def _fail(message: str, code: int = 2) -> None:

@@ -138,6 +138,7 @@ def check_rule(rule: Any, *, rng: int | SeedSequence | Generator = 0) -> Report:
         ContractBroken: for broken promises.
         InvalidArgument: if `rule` has no ``factors``.
 
+    >>> import mbsim
     >>> check_rule(mbsim.clipping.QuantileNorm(0.5)).figures["largest factor"]
     1.0
     """
@@ -264,6 +265,7 @@ def check_loss(
         ContractBroken: for broken promises.
         InvalidArgument: if `loss` lacks a member or has an unsound constant.
 
+    >>> import mbsim
     >>> report = check_loss(mbsim.losses.Ripple(3, amplitude=2.0))
     >>> round(report.figures["curvature found / smoothness"], 6)
     1.0
@@ -423,6 +425,7 @@ def check_noise(law: Any, *, rng: int | SeedSequence | Generator = 0, draws: int
         ContractBroken: for broken promises.
         InvalidArgument: if `law` has neither form.
 
+    >>> import mbsim
     >>> report = check_noise(mbsim.noise.Gaussian(sigma=2.0))
     >>> 1.0 in report.figures["E‖ξ‖² / σ², benign_dim=8"]
     True

@@ -208,7 +208,8 @@ _SYMMETRIC_ACROSS = "the noise across the gradient is symmetric given the noise 
 B, b, p, c, γ = symbols("batch_size", "micro_batch_size", "probability", "norm_ratio", "coherence")
 σ, σ_e, n, k = symbols("sigma", "sigma_along", "benign_dim", "dragger_count")
 q, m, s, s_tilde, λ0 = symbols("q", "m", "s", "stilde", "lambda_0")
-K_g, K_σ, N_1, N_0, M_1, M_0, f = symbols("K_g", "K_sigma", "N_1", "N_0", "M_1", "M_0", "f")
+K_g, K_σ, N_1, N_0, P_1, P_0 = symbols("K_g", "K_sigma", "N_1", "N_0", "P_1", "P_0")
+M_1, M_0, f = symbols("M_1", "M_0", "f")
 v, a, ω, λ = symbols("capped_threshold", "aligned_share", "mean_weight", "alignment")
 q_star, Λ = symbols("shortest_benign_share", "progress_rate")
 
@@ -325,7 +326,7 @@ def sgd_tuned_bound(form: str = "plain") -> Bound:
     ...                norm_ratio=20, sigma=1, coherence=0)
     >>> sharper, plain = (sgd_tuned_bound(x).evaluate(**setting) for x in ("sharper", "plain"))
     >>> round(sharper / plain, 3)
-    0.503
+    0.501
     """
     return tuned_bound(sgd_bound(form))
 
@@ -393,12 +394,12 @@ def clipping_bound(form: str = "plain", *, damped: bool = True) -> Bound:
               \frac{2\Delta}{\lambda_0 \eta T \bar\omega} + \frac{4\eta L N_0}{3\lambda_0}
               + \beta_b^2,\qquad \beta_b^2 = \frac{4\tilde s^2}{\lambda_0}.
 
-    This is never below SGD's bound, for N₀ has the draggers in full. Where they are strong the
-    *damped* version is: clean micro-batches keep the threshold down, so with
-    M₀ = s² + Ωψc²σ², Ω = (1 − λ₀)^{m−1}, for η ≤ 3λ₀/(4 L (N₁ + 1)),
+    This is never below SGD's bound, for N₀ has the draggers in full. The *damped* version knows
+    that clean micro-batches keep the threshold down. With Ω = (1 − λ₀)^{m−1}, P₀ = 2s² +
+    Ωψc²(σ² + 32s²), Ω₁ = (1 − λ₀/2)^{m−1} and P₁ = 2 + Ω₁ψc²: for η ≤ 3λ₀/(4 L P₁),
 
     .. math:: \ldots \le \frac{2\Delta}{\lambda_0 \eta T \bar\omega}
-              + \frac{\eta L (M_0 + s^2)}{\lambda_0 \bar\omega} + \beta_b^2.
+              + \frac{\eta L P_0}{\lambda_0 \bar\omega} + \beta_b^2.
 
     *Proof.* :func:`clipping_drift_bound` gives r A ≥ ω(λ₀r² − κ) with κ = s̃² + λ₀s² ≤ 2s̃². For the
     second moment, M ≤ Eρ², ρ = min(τ, x_j). Where τ = t < βr, ρ² ≤ t² ≤ (t/βr) r². Where τ ≥ βr,
@@ -406,10 +407,12 @@ def clipping_bound(form: str = "plain", *, damped: bool = True) -> Bound:
 
     - as it is: E x_j² ≤ N₁r² + N₀. So M ≤ (ω/β)(N₁r² + N₀); the descent argument, with w = ω.
     - damped: if j is clean, ρ² ≤ x_j², of mean r² + s². If not, and i is the first clean one of the
-      others, ρ² ≤ (r + ‖ñ_i‖)² ≤ 2r² + 2‖ñ_i‖², of which E[‖ñ_i‖²] = s² whatever came before i. If
-      none is clean, which has probability Ω, ρ² ≤ x_j². Together, with 1{τ≥βr} kept in the terms in
-      r² and dropped in the others, M ≤ (ω/β)(2 + ψc²)r² + 2s² + Ωψc²σ². The descent argument, in
-      which the constant part has no weight and so is divided by ω̄. ∎
+      others, ρ² ≤ 2r² + 2‖ñ_i‖², and E‖ñ_i‖² = s² whatever came before i. If no other is clean,
+      ρ² ≤ x_j², of mean at most r² + s² + ψc²(r² + σ²). That event has probability Ω, and given
+      τ ≥ βr at most ((1−λ₀)/(1−λ₀+λ₀π))^{m−1}, where π = P(‖g + ñ‖ ≥ βr) at k = 0. By Chebyshev
+      π ≥ ½ where r² ≥ 32s², and then this is at most Ω₁; elsewhere ψc²r² ≤ 32ψc²s². Keep 1{τ≥βr}
+      in the terms in r² and drop it in the others: M ≤ (ω/β)P₁r² + P₀. Now the descent argument;
+      the constant part has no weight, and so is divided by ω̄. ∎
 
     Args:
         form: "plain", as above with κ rounded up to 2s̃²; "sharper", for steps up to twice as long.
@@ -422,7 +425,7 @@ def clipping_bound(form: str = "plain", *, damped: bool = True) -> Bound:
 
     Source: theory page, section 5.2 (corresponds to [Wang2024] Theorem 4.2).
     """
-    weighted, constant = (N_1 + 1, (M_0 + s**2) / ω) if damped else (N_1, N_0 / _CAP)
+    second_moment = (P_1 / _CAP, P_0 / ω) if damped else (N_1 / _CAP, N_0 / _CAP)
     return Bound(
         name="clipping, any noise" + ("" if damped else ", not damped"),
         kind="upper bound",
@@ -432,7 +435,7 @@ def clipping_bound(form: str = "plain", *, damped: bool = True) -> Bound:
         **_descended(
             form,
             rate=λ0,
-            second_moment=(weighted / _CAP, constant),
+            second_moment=second_moment,
             loss=_LOST if form == "sharper" else 2 * s_tilde**2,
             weight=ω,
         ),
@@ -451,7 +454,7 @@ def bias_bound(form: str = "plain") -> Bound:
     Source: theory page, section 5.2. It is a property of the bound: the true bias is smallest at
     b = B, where Algorithm 1 is SGD and has none (section 5.5).
 
-    >>> bias_bound().evaluate(micro_batch_size=1, probability=0.5, sigma=1)
+    >>> round(bias_bound().evaluate(micro_batch_size=1, probability=0.5, sigma=1), 12)
     4.0
     """
     _check_choice("form", form, ("plain", "sharper", "closed"))
@@ -709,8 +712,8 @@ def symmetric_bound(
 def _stationary(bound: Bound) -> tuple[sympy.Expr, sympy.Expr, sympy.Expr]:
     """1/η at the minimum of a bound over η, the minimum, and 1/η at the bound's pole.
 
-    In x = 1/η a bound is (A x² + R x + S)/(x − K). Where its derivative is 0, it is the ratio of
-    the derivatives of its two parts. The minimum comes before the pole: its x is at least 2K.
+    In x = 1/η a bound is (a x² + b x + c)/(x − d). Where its derivative is 0, it is the ratio of
+    the derivatives of its two parts. The minimum comes before the pole: its x is at least 2d.
     """
     x = sympy.Dummy("x", positive=True)
     parts = sympy.fraction(sympy.together(bound.expression.subs(η, 1 / x)))
@@ -718,15 +721,14 @@ def _stationary(bound: Bound) -> tuple[sympy.Expr, sympy.Expr, sympy.Expr]:
     if [polynomial.degree() for polynomial in polynomials] != [2, 1]:
         raise InvalidArgument(f"the bound {bound.name!r} has no best step size in closed form")
     (*above, leading, below) = (part for each in polynomials for part in each.all_coeffs())
-    A, R, S, K = letters = sympy.symbols("A R S K", positive=True)
-    slope = 2 * A * x + R
-    roots = sympy.solve(slope * (x - K) - (A * x**2 + R * x + S), x)
-    (best,) = (root for root in roots if root.is_positive)
-    found = best, sympy.expand(slope.subs(x, best)), K
-    values = (sympy.factor(part / leading) for part in (*above, -below))
+    letters = [sympy.Dummy(letter, positive=True) for letter in "abcd"]
+    values = [sympy.factor(part / leading) for part in (*above, -below)]
+    quadratic, linear, constant, pole = letters
+    slope = 2 * quadratic * x + linear
+    roots = sympy.solve(slope * (x - pole) - (quadratic * x**2 + linear * x + constant), x)
+    (inverse,) = (root for root in roots if root.is_positive)
     meaning = dict(zip(letters, values, strict=True))
-    inverse, smallest, pole = (part.subs(meaning) for part in found)
-    return inverse, smallest, pole
+    return inverse.subs(meaning), sympy.expand(slope.subs(x, inverse)).subs(meaning), values[-1]
 
 
 def tuned_step_size(bound: Bound) -> Formula:
@@ -757,7 +759,7 @@ def tuned_bound(bound: Bound) -> Bound:
     Quantities measured along a run, such as mean_weight, must hold for the run at this step size.
 
     >>> str(tuned_bound(clean_sgd_bound()))
-    'the average of E‖∇L(w_t)‖² over the steps ≤ 2*sqrt(2)*σ*sqrt(L*Δ/(B*T)), if T >= 2*B*L*Δ/σ**2'
+    'the average of E‖∇L(w_t)‖² over the steps ≤ 2*sqrt(2)*σ*sqrt(Δ*L/(B*T)), if T >= 2*B*Δ*L/σ**2'
     """
     inverse, smallest, pole = _stationary(bound)
     conditions = []
@@ -960,7 +962,7 @@ def table1(form: str = "plain") -> Table:
     SGD, incoherent draggers: 1/sqrt(T), bias 0
     SGD with draggers: 1/sqrt(T), bias 0
     clipping, any noise: 1/sqrt(T), bias 4*s̃**2/λ₀
-    clipping, concentrated norms: 1/sqrt(T), bias 2*m*λ̅**2*ς̅**2/λ**2
+    clipping, concentrated norms: 1/sqrt(T), bias 2*f**2/λ**2 + s**2/λ
     clipping, symmetric noise: 1/sqrt(T), bias 0
     """
     bounds = (
@@ -1009,9 +1011,11 @@ def crossover(
     Source: theory page, section 5.6.
 
     >>> setting = dict(initial_gap=100, smoothness=1, sigma=1, batch_size=64, micro_batch_size=4,
-    ...                probability=0.02, norm_ratio=50, coherence=1)
-    >>> crossover(**setting, mean_weight=0.7).reason
-    ''
+    ...                probability=0.02, coherence=0, mean_weight=0.7)
+    >>> crossover(**setting, norm_ratio=10).reason
+    "never: SGD's bound is the smaller one at every horizon"
+    >>> crossover(**setting, norm_ratio=500).reason
+    "clipping's bound is the smaller one below 4.049e+04 steps, SGD's above"
     """
     rows = (Row(bound=sgd or sgd_bound()), Row(bound=clipping or clipping_bound()))
     for row in rows:
@@ -1035,11 +1039,11 @@ def crossover(
         horizon = (lead / handicap) ** 2
         there = {**values, "steps": max(horizon, 1.0)}
         tuned = [row.tuned for row in rows]
-        return Crossover(
-            horizon=horizon,
-            reason=f"clipping's bound is the smaller one below {horizon:.4g} steps, SGD's above",
-            allowed=all(x.holds(**{name: there[name] for name in x.names}) for x in tuned),
-        )
+        allowed = all(x.holds(**{name: there[name] for name in x.names}) for x in tuned)
+        reason = f"clipping's bound is the smaller one below {horizon:.4g} steps, SGD's above"
+        if not allowed:
+            reason += "; there a tuned step is still longer than its theorem allows"
+        return Crossover(horizon=horizon, reason=reason, allowed=allowed)
     if lead == handicap == 0:
         return Crossover(horizon=None, reason="never: the bounds are equal at every horizon")
     ahead = "clipping's" if lead > 0 or (lead == 0 and handicap < 0) else "SGD's"

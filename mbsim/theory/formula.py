@@ -32,7 +32,7 @@ import ast
 import numbers
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import reduce
@@ -180,7 +180,7 @@ def _abbreviations() -> dict[sympy.Symbol, sympy.Expr]:
     batch, size, p, c, gamma, sigma = (QUANTITIES[name].symbol for name in names)
     mean_cosine, norm_spread = (QUANTITIES[x].symbol for x in ("mean_cosine", "norm_spread"))
     q, m, s, chi, psi = map(_symbol, ("q", "m", "s", "chi", "psi"))
-    clean, none_clean = map(_symbol, ("lambda_0", "Omega"))
+    clean, none_clean, half_clean = map(_symbol, ("lambda_0", "Omega", "Omega_1"))
     k = sympy.Symbol("k", integer=True, nonnegative=True)
     weight = sympy.binomial(size, k) * p**k * q ** (size - k)
     return {
@@ -198,6 +198,9 @@ def _abbreviations() -> dict[sympy.Symbol, sympy.Expr]:
         _symbol("N_0"): s**2 + psi * c**2 * sigma**2,
         _symbol("M_1"): 1 + none_clean * psi * c**2,
         _symbol("M_0"): s**2 + none_clean * psi * c**2 * sigma**2,
+        half_clean: (1 - clean / 2) ** (m - 1),
+        _symbol("P_1"): 2 + half_clean * psi * c**2,
+        _symbol("P_0"): 2 * s**2 + none_clean * psi * c**2 * (sigma**2 + 32 * s**2),
         _symbol("f"): mean_cosine * norm_spread * (m - 1) / sympy.sqrt(m),
     }
 
@@ -221,48 +224,40 @@ def symbols(*names: str) -> tuple[sympy.Symbol, ...]:
 # ------------------------------------------------------------------------------------- numbers
 
 
-def quantities_in(expressions: Iterable[sympy.Basic]) -> tuple[Quantity, ...]:
+def quantities_in(expressions: Collection[sympy.Basic]) -> tuple[Quantity, ...]:
     """The quantities that expressions are made of once abbreviations are unfolded."""
-    found: set[sympy.Symbol] = set()
-    todo = set().union(*(expression.free_symbols for expression in expressions))
-    while todo:
-        symbol = todo.pop()
-        found.add(symbol)
-        if symbol in ABBREVIATIONS:
-            todo |= ABBREVIATIONS[symbol].free_symbols - found
-    if strangers := found - set(ABBREVIATIONS) - {q.symbol for q in QUANTITIES.values()}:
+    meanings = definitions_in(expressions)
+    everything = (*expressions, *meanings.values())
+    found = set().union(*(each.free_symbols for each in everything)) - set(meanings)
+    if strangers := found - {quantity.symbol for quantity in QUANTITIES.values()}:
         listed = ", ".join(sorted(map(str, strangers)))
         raise InvalidArgument(
-            f"expression has symbols that have no quantity: {listed}; "
+            f"expression has symbols that stand for no quantity: {listed}; "
             "use those of mbsim.theory.formula.QUANTITIES"
         )
     return tuple(quantity for quantity in QUANTITIES.values() if quantity.symbol in found)
 
 
-def definitions_in(expressions: Iterable[sympy.Basic]) -> dict[sympy.Symbol, sympy.Expr]:
+def definitions_in(expressions: Collection[sympy.Basic]) -> dict[sympy.Symbol, sympy.Expr]:
     """The abbreviations that expressions use, directly or through each other, simple ones first."""
     found: dict[sympy.Symbol, sympy.Expr] = {}
-    todo = set().union(*(expression.free_symbols for expression in expressions))
+    used = set().union(*(each.free_symbols for each in expressions))
     for symbol in reversed(ABBREVIATIONS):
-        if symbol in todo:
+        if symbol in used:
             found[symbol] = ABBREVIATIONS[symbol]
-            todo |= ABBREVIATIONS[symbol].free_symbols
+            used |= ABBREVIATIONS[symbol].free_symbols
     return dict(reversed(found.items()))
 
 
 def specialised(expression: sympy.Expr, values: Mapping[sympy.Symbol, int]) -> sympy.Expr:
-    """`expression` with symbols replaced by numbers, unfolding only abbreviations they occur in."""
-    unfolded = {
-        symbol: specialised(ABBREVIATIONS[symbol], values)
-        for symbol in expression.free_symbols & set(ABBREVIATIONS)
-        if definitions_in([symbol]) and _depends(symbol, values)
+    """`expression` with symbols replaced by numbers; abbreviations that this changes are unfolded."""
+    meanings = {
+        symbol: specialised(meaning, values)
+        for symbol, meaning in definitions_in([expression]).items()
+        if symbol in expression.free_symbols
     }
-    return expression.xreplace(unfolded).subs(values)
-
-
-def _depends(symbol: sympy.Symbol, values: Iterable[sympy.Symbol]) -> bool:
-    inside = set().union(*(d.free_symbols for d in definitions_in([symbol]).values()))
-    return not inside.isdisjoint(values)
+    changed = {symbol: new for symbol, new in meanings.items() if new != ABBREVIATIONS[symbol]}
+    return expression.xreplace(changed).subs(values)
 
 
 class _Numbers:
@@ -317,13 +312,13 @@ class _Numbers:
         if isinstance(node, sympy.Pow):
             exponent = self.value(node.exp)
             return np.where(exponent == 0, 0.0, exponent * self.log(node.base))  # 0^0 = 1
-        if isinstance(node, sympy.Add):
-            z = 1 - node
-            if not _is_power(z):
-                return np.log1p(-self.value(z))
-            log_z = self.log(z)
-            return np.where(log_z > -np.log(2), np.log(-np.expm1(log_z)), np.log1p(-np.exp(log_z)))
-        return np.log(self.value(node))
+        if node.as_coeff_Add()[0] != 1:
+            return np.log(self.value(node))
+        z = 1 - node
+        if not _is_power(z):
+            return np.log1p(-self.value(z))
+        log_z = self.log(z)
+        return np.where(log_z > -np.log(2), np.log(-np.expm1(log_z)), np.log1p(-np.exp(log_z)))
 
     def _binomial_mean(self, node: sympy.Sum) -> Any:
         """Σ_k P(K = k) f(k) for K ~ Binomial(b, p), the only sum that a formula may contain."""
@@ -331,7 +326,7 @@ class _Numbers:
         b, p, q = symbols("micro_batch_size", "probability", "q")
         weight = {sympy.binomial(b, k), p**k, q ** (b - k)}
         f = sympy.Mul(*(factor for factor in node.function.args if factor not in weight))
-        needed = [quantity.symbol for quantity in quantities_in([f.subs(k, 0), b + p])]
+        needed = [each.symbol for each in quantities_in((f.free_symbols | {b, p}) - {k})]
         settings = np.broadcast_arrays(*map(self.value, needed))
         means = np.empty(settings[0].shape)
         for index in np.ndindex(means.shape):
@@ -562,14 +557,15 @@ _OPERATORS: dict[type[ast.operator], Callable[..., sympy.Expr]] = {
     ast.Pow: lambda x, y: x**y,
 }
 
-# No formula of the field comes near these. Together they keep every step of the arithmetic small:
-# a step multiplies the digits of a number by MAX_EXPONENT at most, and is then checked.
+# No formula of the field comes near these. Together they keep every step of the arithmetic small
+# (a step multiplies the digits of a number by MAX_EXPONENT at most, and is then checked) and every
+# number within the range of a float.
 MAX_LENGTH = 500
 MAX_NODES = 200
 MAX_DEPTH = 40
 MAX_EXPONENT = 64
 MAX_ARGUMENTS = 8
-MAX_BITS = 4096
+MAX_BITS = 1000
 LITERALS = (1e-30, 1e30)
 _LONG_NUMBER = r"[\d._]{41}|\d[eE][+-]?\d{3}"
 
@@ -624,8 +620,8 @@ def formula_bound(
         source: where it is from.
 
     >>> clean = formula_bound("2*sqrt(2*Delta*L*sigma**2/(B*T))")
-    >>> clean.evaluate(initial_gap=1, smoothness=1, sigma=1, batch_size=2, steps=100)
-    0.2
+    >>> clean.evaluate(initial_gap=1, smoothness=1, sigma=1, batch_size=2, steps=[100, 400]).round(9)
+    array([0.2, 0.1])
     """
     from mbsim.theory.bounds import Bound  # which builds on this module
 
@@ -720,7 +716,7 @@ def _check_operands(op: ast.operator, left: sympy.Expr, right: sympy.Expr) -> No
 def _checked_part(part: sympy.Expr) -> sympy.Expr:
     """`part` if its numbers are short and, where it is constant, it is a finite real number."""
     for number in part.atoms(sympy.Rational):
-        if number.p.bit_length() + number.q.bit_length() > MAX_BITS:
+        if max(number.p.bit_length(), number.q.bit_length()) > MAX_BITS:
             raise _Refused("has a number too long to be meant")
     constant = not part.free_symbols
     if part.has(sympy.I, sympy.zoo, sympy.nan, sympy.oo) or (

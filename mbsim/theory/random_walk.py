@@ -107,7 +107,7 @@ def _recurrence(nodes: Array, weights: Array) -> tuple[Array, Array]:
 
 
 def _walk_on_a_line(k: int) -> Rule:
-    """In one dimension directions are ±1, and |S_k| = |k − 2 Binomial(k, ½)|: no Gauss rule needed."""
+    """In one dimension directions are ±1: |S_k| = |k − 2 Binomial(k, ½)|, no Gauss rule needed."""
     ups = np.arange(k // 2 + 1)
     log_ways = special.gammaln(k + 1) - special.gammaln(ups + 1) - special.gammaln(k - ups + 1)
     weights = np.exp(log_ways - k * math.log(2)) * np.where(2 * ups == k, 1, 2)

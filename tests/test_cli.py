@@ -1,0 +1,108 @@
+"""The command line: exit codes, and one line on standard error for bad input."""
+
+import json
+
+import pytest
+
+from mbsim import cli
+from mbsim.study import report as reports
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["mbsim", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("reproduce", "--seed", "-1"),
+        ("reproduce", "--seed", "one"),
+        ("reproduce", "--out", "/dev/null/figures"),
+        ("reproduce", "--fast"),
+        ("reproduce", "surplus"),
+        ("repr",),
+        ("--nothing",),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(run, arguments):
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("mbsim: ")
+    assert err.count("\n") == 1
+    assert arguments[-1].lstrip("-") in err
+
+
+def test_help_and_version(run):
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert "reproduce" in out
+    assert run("--help")[0] == 0
+    assert "--quick" in run("reproduce", "--help")[1]
+    assert run("--version")[1].strip() == __import__("mbsim").__version__
+
+
+@pytest.fixture
+def fake_report(monkeypatch):
+    """A report that takes no time, whose statuses are as expected or not."""
+
+    def install(*, expected):
+        report = reports.Report(
+            verdicts=(),
+            controls=(),
+            trajectories={},
+            quick=True,
+            rng=0,
+            made_with={"seconds": {"all": 1.0}},
+        )
+        monkeypatch.setattr(reports, "reproduce", lambda *a, **k: report)
+        found = [] if expected else ["sweet-spot: expected supported, found refuted"]
+        monkeypatch.setattr(reports.Report, "surprises", lambda self: found)
+
+    return install
+
+
+def test_strict_exits_1_for_a_surprise_and_only_then(run, fake_report):
+    fake_report(expected=False)
+    code, _, err = run("reproduce", "--quick", "--strict")
+    assert code == 1
+    assert "expected supported, found refuted" in err
+    assert run("reproduce", "--quick")[0] == 0
+    fake_report(expected=True)
+    assert run("reproduce", "--quick", "--strict")[0] == 0
+
+
+def test_json_is_for_programs(run, fake_report):
+    fake_report(expected=True)
+    code, out, _ = run("reproduce", "--json")
+    assert code == 0
+    assert json.loads(out)["verdicts"] == []
+
+
+def test_a_missing_library_is_named_with_the_remedy(run, monkeypatch):
+    def needs_matplotlib(*arguments, **options):
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+
+    monkeypatch.setattr(reports, "reproduce", needs_matplotlib)
+    code, _, err = run("reproduce")
+    assert code == 2
+    assert "needs matplotlib" in err
+    assert "mbsim[all]" in err
+
+
+def test_ctrl_c_says_so(run, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reports, "reproduce", interrupted)
+    code, _, err = run("reproduce")
+    assert code == 130
+    assert err == "mbsim: interrupted\n"
