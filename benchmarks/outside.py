@@ -64,10 +64,10 @@ class Workload:
 W1 = Workload(batch_size=128, micro_batch_size=8, dim=64, benign_dim=32)
 W2 = Workload(batch_size=1024, micro_batch_size=64, dim=1024, benign_dim=512)
 
-#: Replicates and steps of one timed run. One to three seconds on two cores, at the number of
-#: replicates at which each program was fastest: more of them only spill out of the cache.
-JAX_SIZES = {W1: (128, 300), W2: (4, 100)}
-TORCH_SIZES = {W1: (64, 800), W2: (4, 150)}
+#: Replicates and steps of one timed run: one to three seconds on two idle cores, with as many
+#: replicates as each program was fastest at in trials (too many spill out of the cache).
+JAX_SIZES = {W1: (256, 150), W2: (2, 150)}
+TORCH_SIZES = {W1: (256, 200), W2: (8, 40)}
 
 
 # --- the two programs that are timed --------------------------------------------------------

@@ -7,9 +7,8 @@ import json
 import os
 import platform
 import tempfile
-import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -98,22 +97,25 @@ def save(run: Any, path: Path) -> None:
 
 def load(path: Path, cls: type) -> dict[str, Any]:
     """The fields of the run in the file at `path`."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            content = {name: file[name] for name in file.files}
-        meta = json.loads(str(content.pop("meta")))
-        if meta.pop("format") != _FORMAT:
-            raise ValueError
-        recipe = meta["provenance"]
-        content |= meta
-        content["problem"], content["method"] = (
-            rebuild(recipe["problem"]),
-            rebuild(recipe["method"]),
-        )
-        entropy, key = meta["seed"]
-        content["seed"] = (entropy, tuple(key))
-        if set(content) != {f.name for f in dataclasses.fields(cls)}:
-            raise ValueError
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidArgument(f"path={str(path)!r} must be a file written by Run.save") from error
+    with path.open("rb") as stream:  # why a file cannot be opened, the system says best
+        try:
+            return _read(stream, cls)
+        except Exception as error:  # zipfile, zlib, json and NumPy know a dozen kinds of damage
+            raise InvalidArgument(
+                f"path={str(path)!r} must be a file written by Run.save"
+            ) from error
+
+
+def _read(stream: IO[bytes], cls: type) -> dict[str, Any]:
+    with np.load(stream, allow_pickle=False) as file:
+        content: dict[str, Any] = {name: file[name] for name in file.files}
+    meta = json.loads(str(content.pop("meta")))
+    recipe = meta["provenance"]
+    entropy, key = meta["seed"]
+    rebuilt = {name: rebuild(recipe[name]) for name in ("problem", "method")}
+    content |= meta | rebuilt | {"seed": (entropy, tuple(key))}
+    if content.pop("format") != _FORMAT:
+        raise ValueError(f"not in the format {_FORMAT!r}")
+    if set(content) != {f.name for f in dataclasses.fields(cls)}:
+        raise ValueError("not the fields of a run")
     return content

@@ -96,6 +96,8 @@ class SmallestNorm:
     def factors(self, norms: Floats) -> Floats:
         """s_j = ρ/x_j."""
         smallest = norms.min(axis=-1, keepdims=True)
+        if smallest.all():
+            return smallest / norms
         return np.divide(smallest, norms, out=np.zeros_like(norms), where=norms > 0)
 
 
@@ -302,8 +304,8 @@ def _clipped_mean(gradients: NDArray[np.floating], rule: Rule) -> NDArray[np.flo
 
 
 def _extreme(vectors: NDArray[np.floating]) -> bool:
-    """Whether a vector (the last axis) is beyond the plain limits; NaN is overlooked."""
-    largest = np.fmax.reduce(np.abs(vectors), axis=-1)
+    """Whether a vector (the last axis) is beyond the plain limits; NaN and ∞ are overlooked."""
+    largest = np.where(np.isfinite(vectors), np.abs(vectors), 0).max(axis=-1)
     return bool(((largest > _PLAIN_MAX) | ((largest < _PLAIN_MIN) & (largest > 0))).any())
 
 

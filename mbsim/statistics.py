@@ -34,6 +34,10 @@ class Interval:
         standard_error: its standard error.
         false_positive_rate: the probability that the interval misses the truth (both sides).
         df: degrees of freedom.
+
+    >>> interval = mean([1.0, 2.0, 3.0, 4.0], false_positive_rate=0.05)
+    >>> 4.0 in interval, 5.0 in interval, round(interval.detectable, 2)
+    (True, False, 3.11)
     """
 
     estimate: float

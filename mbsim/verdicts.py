@@ -91,6 +91,14 @@ class Verdict:
         seed: what the randomness came from.
         not_applicable: why the claim does not apply (an assumption was measured false), or "".
         details: further numbers, as plain data.
+
+    >>> from mbsim import statistics
+    >>> measured = statistics.mean([1.0, 1.1, 0.9, 1.0], false_positive_rate=0.01)
+    >>> tall = Comparison(what="height", measured=measured, relation="above", limit=2.0)
+    >>> print(Verdict(claim="tall", statement="It is tall.", comparisons=(tall,), seed=0))
+    tall: refuted
+      It is tall.
+      height: 1 [0.7615, 1.238], claimed above 2: refuted
     """
 
     claim: str

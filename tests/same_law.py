@@ -85,11 +85,12 @@ def step_statistics(updates: Array, gradient: Array, n: int) -> dict[str, Array]
     """What one step did, a number per replicate: along e, across it, in the dragger frame."""
     e, across, draggers, forbidden = frame(gradient, n)
     lengths = np.linalg.norm(updates, axis=1)
-    # The engines reach the frame by reflections: a dozen roundings of 1e-16 for each coordinate.
-    assert (np.abs(updates @ forbidden.T) <= 1e-13 * lengths[:, None]).all(), "left the frame"
+    # The engines reach the frame by reflections: some dozens of roundings of 1e-16. What is no
+    # larger is 0 to both engines, and must not be compared in its own size.
+    rounding = 1e-13 * lengths.max()
+    assert (np.abs(updates @ forbidden.T) <= rounding).all(), "left the frame"
     along, in_v, in_u = (
-        # What is rounding beside ‖u‖ is 0 in both engines, and must not be compared in its own size.
-        np.where(np.abs(part) <= 1e-13 * lengths[:, None], 0, part)
+        np.where(np.abs(part) <= rounding, 0, part)
         for part in (updates @ e[:, None], updates @ across.T, updates @ draggers.T)
     )
     along = along[:, 0]
@@ -106,7 +107,8 @@ def step_statistics(updates: Array, gradient: Array, n: int) -> dict[str, Array]
     }
     for name, parts in (("across", in_v), ("dragged", in_u)):
         for i, part in enumerate(parts.T[:4]):
-            found |= {f"{name}[{i}]": part, f"{name}[{i}]²": part**2, f"along {name}[{i}]": along * part}
+            place = f"{name}[{i}]"
+            found |= {place: part, f"{place}²": part**2, f"along {place}": along * part}
     return found
 
 
@@ -126,10 +128,9 @@ def pooled(cells: list[dict[str, Array]], scales: list[dict[str, float]]) -> dic
 
     A defect of all cells that none shows alone shows here.
     """
+    pairs = list(zip(cells, scales, strict=True))
     return {
-        name: np.concatenate(
-            [c[name] / s[name] for c, s in zip(cells, scales, strict=True) if s[name] > 0] or [[0, 0]]
-        )
+        name: np.concatenate([c[name] / s[name] for c, s in pairs if s[name] > 0] or [[0, 0]])
         for name in cells[0]
     }
 

@@ -11,6 +11,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from mbsim.errors import InvalidArgument, check_number, shown
+from mbsim.problems.normals import standard_normals
 
 __all__ = ["Draggers"]
 
@@ -85,6 +86,7 @@ def check_draggers_argument(draggers: Any) -> Draggers:
 
 def uniform_directions(size: tuple[int, ...], dimensions: int, rng: Generator) -> Array:
     """Independent uniform directions, ``[*size, dimensions]``; none at all in 0 dimensions."""
-    vectors = rng.standard_normal((*size, dimensions))
-    lengths = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))
-    return np.divide(vectors, lengths[..., None], out=vectors, where=lengths[..., None] > 0)
+    vectors = standard_normals((*size, dimensions), rng)
+    lengths_sq = np.einsum("...i,...i->...", vectors, vectors)[..., None]
+    vectors /= np.sqrt(lengths_sq + (lengths_sq == 0))
+    return vectors

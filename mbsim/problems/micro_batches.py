@@ -12,6 +12,7 @@ and 9.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from mbsim.problems.draggers import Draggers
 from mbsim.problems.noise import NoiseLaw
 from mbsim.problems.problem import Problem
 
-__all__ = ["MicroBatches", "cosines", "draw_micro_batches"]
+__all__ = ["MicroBatches", "along", "cosines", "draw_micro_batches", "norms"]
 
 Array = NDArray[np.float64]
 
@@ -48,17 +49,34 @@ class MicroBatches:
 
     def along(self, grad_norm: Any, dragger_length: Any, draggers: Draggers) -> Array:
         """⟨X, e⟩ at ‖g‖ = `grad_norm`; broadcasts."""
-        along = self.benign * grad_norm + self.noise
-        if draggers.tilt:
-            along += (1 - self.benign) * (draggers.along * dragger_length)
-        return along
+        return along(self.benign, self.noise, grad_norm, dragger_length, draggers)
 
     def norms(self, along: Array, dragger_length: Any) -> Array:
         """‖X‖, given ⟨X, e⟩ and c√(r² + σ²)."""
-        dragger_sq = np.square(self.shared) + np.square(self.own)
-        return np.sqrt(
-            np.square(along) + np.square(self.across) + dragger_sq * np.square(dragger_length)
-        )
+        return norms(along, np.square(self.across), self.dragger_sq(), dragger_length)
+
+    def dragger_sq(self) -> Array:
+        """The squared length of D, in the units of `own`."""
+        return np.square(self.shared) + np.square(self.own)
+
+
+def along(
+    benign: Array, noise: Array, grad_norm: Any, dragger_length: Any, draggers: Draggers
+) -> Array:
+    """⟨X, e⟩ = α(r + ⟨ñ, e⟩), and the draggers' tilt; `noise` is α⟨ñ, e⟩."""
+    result = benign * grad_norm
+    result += noise
+    if draggers.tilt:
+        result += (1 - benign) * (draggers.along * dragger_length)
+    return result
+
+
+def norms(along: Array, across_sq: Array, dragger_sq: Array, dragger_length: Any) -> Array:
+    """‖X‖ from ⟨X, e⟩, the squares of its two other parts and c√(r² + σ²)."""
+    result = dragger_sq * np.square(dragger_length)
+    result += across_sq
+    result += np.square(along)
+    return np.sqrt(result, out=result)
 
 
 def draw_micro_batches(
@@ -68,23 +86,66 @@ def draw_micro_batches(
     noise: NoiseLaw = problem.noise
     n, draggers = problem.benign_dim, problem.draggers
     b = micro_batch_size
-    k = rng.binomial(b, draggers.probability, size=shape)
-    along, across = noise.mean_of(b - k, n, rng)
-    benign = 1 - k / b
+    k = _binomial(b, draggers.probability, shape, rng)
+    counts = np.subtract(b, k, dtype=np.int64)
+    along, across = noise.mean_of(counts, n, rng)
+    benign = counts / b
     if n > 1 and np.any(across):
         # The length of n − 1 independent Gaussian coordinates: the root of a chi-square.
-        across = across * np.sqrt(2 * rng.standard_gamma((n - 1) / 2, size=shape))
+        length = rng.standard_gamma((n - 1) / 2, size=shape)
+        length *= 2
+        np.sqrt(length, out=length)
+        length *= across
+        length *= benign
     else:
-        across = np.zeros(shape)
+        length = np.zeros(shape)
     gamma = draggers.coherence
-    shared = k / b * math.sqrt(gamma)
+    shared = (1 - benign) * math.sqrt(gamma) if gamma else np.zeros(shape)
     own = np.zeros(shape)
     if gamma < 1 and draggers.dimensions_needed:
         dimensions = problem.dragger_dim - (gamma > 0)
-        own = _sums_of_directions(k, dimensions, rng) * (math.sqrt(1 - gamma) / b)
+        own = _sums_of_directions(k, dimensions, rng)
+        own *= math.sqrt(1 - gamma) / b
     return MicroBatches(
-        benign=benign, noise=benign * along, across=benign * across, shared=shared, own=own
+        benign=benign,
+        noise=benign * along,
+        across=length,
+        shared=shared,
+        own=own,
     )
+
+
+# Up to so many values of a binomial number are told apart by comparisons: they cost less.
+_MOST_COMPARISONS = 40
+
+
+@lru_cache
+def _binomial_table(trials: int, probability: float) -> tuple[float, ...] | None:
+    """P(k ≤ 0), P(k ≤ 1), … up to where 1 is reached, if that is soon."""
+    table: list[float] = []
+    if probability == 1:
+        return None
+    chance, total = (1 - probability) ** trials, 0.0
+    for k in range(min(trials, _MOST_COMPARISONS)):
+        total += chance
+        table.append(total)
+        if chance < 2**-54 and total > 0.5:
+            return tuple(table)
+        chance *= (trials - k) / (k + 1) * (probability / (1 - probability))
+    return tuple(table) if trials <= _MOST_COMPARISONS else None
+
+
+def _binomial(
+    trials: int, probability: float, shape: tuple[int, ...], rng: Generator
+) -> NDArray[np.integer]:
+    """Binomial numbers: by inversion of a uniform where few values are likely."""
+    table = _binomial_table(trials, probability)
+    if table is None:
+        return rng.binomial(trials, probability, size=shape)
+    uniform, k = rng.random(shape), np.zeros(shape, dtype=np.int8)
+    for threshold in table:
+        k += uniform >= threshold
+    return k
 
 
 def cosines(size: Any, dimensions: int, rng: Generator) -> Array:
@@ -92,19 +153,31 @@ def cosines(size: Any, dimensions: int, rng: Generator) -> Array:
 
     Projected on a plane, a uniform direction in N ≥ 2 dimensions has a uniform angle and the
     squared radius 1 − V^(2/(N−2)) with V uniform, independent of the angle (for N = 2 it is 1);
-    so (1 + cosine)/2 is Beta((N−1)/2, (N−1)/2), at the price of an exponential and a uniform.
+    so (1 + cosine)/2 is Beta((N−1)/2, (N−1)/2), at the price of two uniforms.
     """
     if dimensions == 1:
         return np.where(rng.random(size) < 0.5, -1.0, 1.0)
-    # cos 2φ = (1 − t²)/(1 + t²) with t = tan φ, which NumPy evaluates several times as fast as cos.
-    angle = 2 / (1 + np.square(np.tan(math.pi * rng.random(size)))) - 1
-    if dimensions == 2:
-        return angle
-    radius_sq = -np.expm1(rng.standard_exponential(size) * (-2 / (dimensions - 2)))
-    return np.sqrt(radius_sq) * angle
+    # cos 2φ = 2/(1 + t²) − 1 with t = tan φ, which NumPy evaluates several times as fast as cos.
+    cosine = rng.random(size)
+    cosine *= math.pi
+    np.tan(cosine, out=cosine)
+    np.square(cosine, out=cosine)
+    cosine += 1
+    np.divide(2, cosine, out=cosine)
+    cosine -= 1
+    if dimensions > 2:
+        radius = rng.random(size)
+        np.subtract(1, radius, out=radius)  # in (0, 1], which has a logarithm
+        np.log(radius, out=radius)
+        radius *= 2 / (dimensions - 2)
+        np.expm1(radius, out=radius)
+        np.negative(radius, out=radius)
+        np.sqrt(radius, out=radius)
+        cosine *= radius
+    return cosine
 
 
-def _sums_of_directions(k: NDArray[np.int64], dimensions: int, rng: Generator) -> Array:
+def _sums_of_directions(k: NDArray[np.integer], dimensions: int, rng: Generator) -> Array:
     """The length of the sum of k independent uniform directions, for every entry of k.
 
     Directions are added one at a time: ‖S + o‖² = ‖S‖² + 2‖S‖ cos + 1.
@@ -119,4 +192,4 @@ def _sums_of_directions(k: NDArray[np.int64], dimensions: int, rng: Generator) -
         # A sum of ±1 can cancel exactly; rounding must not leave a negative square.
         length_sq[more] = np.maximum(before + 2 * np.sqrt(before) * step + 1, 0)
         more = more[flat[more] > count]
-    return np.sqrt(length_sq).reshape(k.shape)
+    return np.sqrt(length_sq, out=length_sq).reshape(k.shape)

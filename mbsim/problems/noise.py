@@ -22,6 +22,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from mbsim.errors import InvalidArgument, check_number, shown
+from mbsim.problems.normals import standard_normals
 
 __all__ = ["Exponential", "Gaussian", "NoiseLaw", "StudentT", "TwoPoint", "VectorNoise"]
 
@@ -71,7 +72,8 @@ class VectorNoise(Protocol):
 
 def _inverse(counts: NDArray[np.int64]) -> Array:
     """1/ν, and 0 for ν = 0."""
-    return np.divide(1.0, counts, out=np.zeros(np.shape(counts)), where=counts > 0)
+    inverse: Array = np.minimum(counts, 1) / np.maximum(counts, 1)
+    return inverse
 
 
 def _isotropic(
@@ -79,7 +81,7 @@ def _isotropic(
 ) -> tuple[Array, Array]:
     """The mean of ν isotropic Gaussians whose squared norms have mean σ²."""
     deviation = sigma * np.sqrt(_inverse(counts) / benign_dim)
-    return deviation * rng.standard_normal(np.shape(counts)), deviation
+    return deviation * standard_normals(np.shape(counts), rng), deviation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +240,7 @@ class StudentT:
         """One variance per example, added up over the examples of each entry."""
         total = _sums_of_inverse_chi_squares(counts, self.df, rng) * (self.df - 2)
         deviation = self.sigma * np.sqrt(total / benign_dim) * _inverse(counts)
-        return deviation * rng.standard_normal(np.shape(counts)), deviation
+        return deviation * standard_normals(np.shape(counts), rng), deviation
 
 
 def check_noise_argument(noise: Any) -> NoiseLaw | VectorNoise:

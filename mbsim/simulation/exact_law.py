@@ -13,25 +13,29 @@ Everything random is independent of the parameters w, so it is drawn ahead, many
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
 from mbsim.clipping import NoClipping, Rule
-from mbsim.problems.draggers import uniform_directions
-from mbsim.problems.micro_batches import MicroBatches, cosines, draw_micro_batches
+from mbsim.problems import micro_batches as micro
 from mbsim.problems.noise import NoiseLaw
+from mbsim.problems.normals import standard_normals
 from mbsim.problems.problem import Problem
 
-__all__ = ["ExactLaw", "lane_width", "why_not"]
+__all__ = ["ExactLaw", "lane_width", "lanes_together", "why_not"]
 
 Array = NDArray[np.float64]
 
-# Numbers drawn ahead for one lane at a time: 2 MiB stay in a core's cache.
+# Numbers drawn ahead for one lane (2 MiB), and the most in one step of a lane (8 MiB).
 _AHEAD = 2**18
-_LANE_NUMBERS = 2**23
+_LANE_NUMBERS = 2**20
+# Lanes advanced together: enough to make NumPy's overhead small, within 16 MiB for a step.
+_MOST_LANES, _BLOCK_NUMBERS = 8, 2**21
+_BENIGN, _DRAGGER = 0, 1
 
 
 def why_not(problem: Problem) -> str | None:
@@ -50,50 +54,45 @@ def _numbers_per_step(problem: Problem, micro_batches: int) -> int:
 
 
 def lane_width(problem: Problem, micro_batches: int) -> int:
-    """How many replicates share one stream: 64, or fewer where a single step is very large."""
-    return max(1, min(64, _LANE_NUMBERS // _numbers_per_step(problem, micro_batches)))
+    """How many replicates share one stream: 64, or fewer where a single step is very large.
+
+    Never one: NumPy adds up a single column in another order than several side by side, and then
+    the last digits of a replicate would depend on how many lanes are advanced together.
+    """
+    return max(2, min(64, _LANE_NUMBERS // _numbers_per_step(problem, micro_batches)))
 
 
-@dataclass(frozen=True)
-class _Step:
-    """The randomness of one step; or of many, with one axis more in front.
+def lanes_together(problem: Problem, micro_batches: int) -> int:
+    """How many lanes one thread advances at a time; it changes no digit."""
+    lane = lane_width(problem, micro_batches) * _numbers_per_step(problem, micro_batches)
+    return max(1, min(_MOST_LANES, _BLOCK_NUMBERS // lane))
 
-    Micro-batches and cosines are ``[m, lanes, width]`` and so on: with micro-batches first, sums
-    over them run through memory in order. Directions are ``[lanes, width, d]``.
+
+class _Step(NamedTuple):
+    """The randomness of one step for R replicates; or of many steps, with one axis in front.
+
+    Replicates are the last axis, so that all arithmetic runs through memory in order. A
+    micro-batch has a part across e in the benign frame and one in the dragger frame; the axes P
+    hold those of the two that can be other than zero.
+
+    Attributes:
+        benign, noise, shared: as in MicroBatches, ``[m, R]``.
+        across_sq, dragger_sq: the squared lengths of the two parts, ``[m, R]``.
+        lengths: the lengths that add up in pairs, ``[P, m, R]``.
+        cosines: twice the cosines for that, ``[P, m − 1, R]``.
+        inverse: 1/‖z‖ for the Gaussian z that gives the sum its direction, ``[P, R]``.
+        directions: z, for each of the P ``[dimensions, R]``.
     """
 
-    micro_batches: MicroBatches
-    across_cosines: list[Array]
-    own_cosines: list[Array]
-    directions: Array
-
-    def at(self, step: int) -> _Step:
-        """One step of many."""
-        return _Step(
-            MicroBatches(**{f: a[step] for f, a in vars(self.micro_batches).items()}),
-            [cosine[step] for cosine in self.across_cosines],
-            [cosine[step] for cosine in self.own_cosines],
-            self.directions[step],
-        )
-
-
-def _side_by_side(lanes: list[_Step]) -> _Step:
-    """The steps of several lanes as one: lanes become an axis behind that of the steps."""
-
-    def joined(arrays: list[Array]) -> Array:
-        if len(arrays) == 1:
-            return arrays[0][..., None, :]
-        return np.stack(arrays, axis=-2)
-
-    names = vars(lanes[0].micro_batches)
-    return _Step(
-        MicroBatches(
-            **{name: joined([getattr(x.micro_batches, name) for x in lanes]) for name in names}
-        ),
-        [joined(list(level)) for level in zip(*(x.across_cosines for x in lanes), strict=True)],
-        [joined(list(level)) for level in zip(*(x.own_cosines for x in lanes), strict=True)],
-        np.stack([x.directions for x in lanes], axis=1),
-    )
+    benign: Array
+    noise: Array
+    shared: Array
+    across_sq: Array
+    dragger_sq: Array
+    lengths: Array
+    cosines: Array
+    inverse: Array
+    directions: Any
 
 
 class ExactLaw:
@@ -120,123 +119,171 @@ class ExactLaw:
         self.m = 1 if isinstance(rule, NoClipping) else micro_batches
         self.b = batch_size // self.m
         self.width = lane_width(problem, micro_batches)
-        most = _AHEAD // (self.width * _numbers_per_step(problem, self.m))
-        self._most_ahead = max(1, min(most, 256))
-        self._ahead: _Step | None = None
-        self._next = self._drawn = 0
+        gamma, n = problem.draggers.coherence, problem.benign_dim
+        # Of each part: where a direction lives, and how many dimensions its own lengths have.
+        self._dimensions = (n - 1, problem.dragger_dim)
+        self._own_dimensions = (n - 1, 0 if gamma == 1 else problem.dragger_dim - (gamma > 0))
+        self._parts: list[int] = []
+        self._room: _Step | None = None
+        self._steps = self._drawn_ahead()
 
-    def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_]]:
-        """One update for each replicate, and which replicates stand still because ρ = 0.
+    def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_] | None]:
+        """One update for each replicate, and which of them stand still because ρ = 0, if any.
 
         Args:
-            gradient: ∇L(w) of each replicate, ``[lanes, width, d]``.
+            gradient: ∇L(w) of each replicate, ``[R, d]``; fast where the transpose is contiguous.
         """
-        step = self._next_step()
-        n = self.problem.benign_dim
-        in_benign, in_dragger = gradient[..., :n], gradient[..., n:]
-        benign_norm, dragger_norm = _norm(in_benign), _norm(in_dragger)
-        grad_norm = np.hypot(benign_norm, dragger_norm)
-
-        along, across, transverse, stalled = self._sum_micro_batches(step, grad_norm)
-        out = np.empty_like(gradient)
-        directions = step.directions
-        scale = np.divide(along, grad_norm, out=np.zeros_like(along), where=grad_norm > 0)
-        _place(in_benign, benign_norm, scale, across, directions[..., :n], out[..., :n])
-        _place(in_dragger, dragger_norm, scale, transverse, directions[..., n:], out[..., n:])
-        if (grad_norm == 0).any():  # there e is the first axis
-            out[..., 0] += np.where(grad_norm == 0, along, 0)
-        return out, stalled
+        step = next(self._steps)
+        g, n = gradient.T, self.problem.benign_dim
+        norm_sq = np.array([_dot(g[:n], g[:n]), _dot(g[n:], g[n:])])
+        grad_norm = np.sqrt(norm_sq[0] + norm_sq[1])
+        along, lengths, stalled = self._sum_micro_batches(step, grad_norm)
+        out = self._place(g, norm_sq, along / _or_one(grad_norm), lengths * step.inverse, step)
+        if not grad_norm.all():  # there e is the first axis
+            out[0] += np.where(grad_norm == 0, along, 0)
+        return out.T, stalled
 
     def _sum_micro_batches(
         self, step: _Step, grad_norm: Array
-    ) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
-        """The update along e, and its lengths across e and in the dragger frame."""
-        problem, draggers = self.problem, self.problem.draggers
-        drawn = step.micro_batches
-        length = draggers.length(grad_norm, problem.noise.sigma)
-        x_along = drawn.along(grad_norm, length, draggers)
-        norms = drawn.norms(x_along, length)
-        factors = np.moveaxis(self.rule.factors(np.moveaxis(norms, 0, -1)), -1, 0) / self.m
-        along = (factors * x_along).sum(axis=0)
-        across = _length_of_sum(factors * drawn.across, step.across_cosines)
-        transverse = _length_of_sum(factors * drawn.own, step.own_cosines)
-        if draggers.coherence:
-            transverse = np.hypot(transverse, (factors * drawn.shared).sum(axis=0))
-        return along, across, transverse * length, norms.min(axis=0) == 0
+    ) -> tuple[Array, Array, NDArray[np.bool_] | None]:
+        """The update along e, the lengths of its parts, and which replicates stand still."""
+        draggers = self.problem.draggers
+        dragger_length = draggers.length(grad_norm, self.problem.noise.sigma)
+        x_along = micro.along(step.benign, step.noise, grad_norm, dragger_length, draggers)
+        norms = micro.norms(x_along, step.across_sq, step.dragger_sq, dragger_length)
+        stalled = None if norms.all() else np.any(norms == 0, axis=0)
+        factors = self.rule.factors(norms.T).T / self.m
+        lengths = _length_of_sum(factors * step.lengths, step.cosines)
+        if self._parts[-1:] == [_DRAGGER]:
+            if draggers.coherence:
+                lengths[-1] = np.hypot(lengths[-1], _dot(factors, step.shared))
+            lengths[-1] *= dragger_length
+        return _dot(factors, x_along), lengths, stalled
 
-    def _next_step(self) -> _Step:
+    def _place(self, g: Array, norm_sq: Array, scale: Array, lengths: Array, step: _Step) -> Array:
+        """scale·g, and in each subspace length·H(z) for its Gaussian z, ``[d, R]``.
+
+        z has first coordinate 0 (and is stored without it); the reflection H takes the first axis
+        to ±f, f the direction of the subspace's part g of the gradient, so H z is a uniform
+        direction orthogonal to g. With v = g + s‖g‖e₁, s = sign(g₁):
+        H z = z − v ⟨g, z⟩ / (‖g‖² + ‖g‖|g₁|).
+        """
+        out = np.empty_like(g)
+        n = self.problem.benign_dim
+        subspaces = (slice(0, n), slice(n, None))
+        for part in (_BENIGN, _DRAGGER):
+            here = subspaces[part]
+            if part not in self._parts:
+                np.multiply(g[here], scale, out=out[here])
+                continue
+            place = self._parts.index(part)
+            length, z, first = lengths[place], step.directions[place], g[here][0]
+            norm = np.sqrt(norm_sq[part])
+            pull = _dot(g[here][1:], z)
+            pull *= length
+            pull /= _or_one(norm_sq[part] + norm * np.abs(first))
+            np.multiply(g[here], scale - pull, out=out[here])
+            z *= length  # it is not needed again
+            out[here][1:] += z
+            out[here][0] -= pull * np.copysign(norm, first)
+        return out
+
+    def _drawn_ahead(self) -> Iterator[_Step]:
         """Draw 1, 2, 4, … steps ahead: short runs waste little, and longer ones begin alike."""
-        if self._ahead is None or self._next == self._drawn:
-            self._drawn = min(max(1, 2 * self._drawn), self._most_ahead)
-            self._ahead = _side_by_side([self._draw_lane(self._drawn, rng) for rng in self.streams])
-            self._next = 0
-        self._next += 1
-        return self._ahead.at(self._next - 1)
+        most = min(256, _AHEAD // (self.width * _numbers_per_step(self.problem, self.m)))
+        steps = 1
+        while True:
+            *scalars, directions = self._draw(steps)
+            each = zip(*directions, strict=True) if directions else [()] * steps
+            yield from map(_Step, *scalars, each)
+            steps = max(1, min(2 * steps, most))
 
-    def _draw_lane(self, steps: int, rng: Generator) -> _Step:
-        problem, draggers = self.problem, self.problem.draggers
-        n, d = problem.benign_dim, problem.dimension
-        size = (steps, self.width)
-        micro_batches = draw_micro_batches(problem, self.b, (steps, self.m, self.width), rng)
-        own_dim = problem.dragger_dim - (draggers.coherence > 0)
-        directions = np.zeros((*size, d))
-        levels: dict[str, list[Array]] = {"across": [], "own": []}
-        if n > 1 and micro_batches.across.any():
-            levels["across"] = self._draw_levels(size, n - 1, rng)
-            directions[..., 1:n] = uniform_directions(size, n - 1, rng)
-        if draggers.dimensions_needed:
-            if own_dim > 0 and draggers.coherence < 1:
-                levels["own"] = self._draw_levels(size, own_dim, rng)
-            directions[..., n + 1 :] = uniform_directions(size, problem.dragger_dim, rng)
-        return _Step(micro_batches, levels["across"], levels["own"], directions)
+    def _draw(self, steps: int) -> _Step:
+        """Many steps at once, for all lanes side by side."""
+        problem, size = self.problem, (steps, self.m, self.width)
+        lanes = [micro.draw_micro_batches(problem, self.b, size, rng) for rng in self.streams]
+        parts = [_BENIGN] if any(lane.across.any() for lane in lanes) else []
+        if problem.draggers.dimensions_needed:
+            parts.append(_DRAGGER)
+        if self._room is None or len(self._room.benign) != steps or parts != self._parts:
+            self._parts, self._room = parts, self._empty(steps, parts)
+        for number, (lane, rng) in enumerate(zip(lanes, self.streams, strict=True)):
+            here = np.s_[..., number * self.width : (number + 1) * self.width]
+            *scalars, directions = self._room
+            room = _Step._make([*(a[here] for a in scalars), [z[here] for z in directions]])
+            self._fill(room, lane, rng)
+        return self._room
 
-    def _draw_levels(self, size: tuple[int, int], dimensions: int, rng: Generator) -> list[Array]:
-        """Cosines for adding m vectors in pairs, level by level: ⌊m/2⌋, ⌊⌈m/2⌉/2⌋, …"""
-        levels, left = [], self.m
-        while left > 1:
-            levels.append(cosines((size[0], left // 2, size[1]), dimensions, rng))
-            left -= left // 2
-        return levels
+    def _empty(self, steps: int, parts: list[int]) -> _Step:
+        """Room for many steps, used again and again: fresh memory costs as much as the drawing."""
+        m, replicates = self.m, self.width * len(self.streams)
+        benign, noise, shared, across_sq, dragger_sq = np.empty((5, steps, m, replicates))
+        return _Step(
+            benign,
+            noise,
+            shared,
+            across_sq,
+            dragger_sq,
+            lengths=np.empty((steps, len(parts), m, replicates)),
+            cosines=np.zeros((steps, len(parts), m - 1, replicates)),
+            inverse=np.empty((steps, len(parts), replicates)),
+            directions=[np.empty((steps, self._dimensions[p], replicates)) for p in parts],
+        )
+
+    def _fill(self, room: _Step, lane: micro.MicroBatches, rng: Generator) -> None:
+        """The steps of one lane."""
+        steps, m, width = lane.benign.shape
+        room.benign[:], room.noise[:] = lane.benign, lane.noise
+        np.square(lane.across, out=room.across_sq)
+        np.square(lane.own, out=room.dragger_sq)
+        if self.problem.draggers.coherence:
+            room.shared[:] = lane.shared
+            room.dragger_sq[:] += np.square(lane.shared)
+        for place, part in enumerate(self._parts):
+            room.lengths[:, place] = (lane.across, lane.own)[part]
+            if part == _BENIGN and not lane.across.any():
+                # Other lanes have this part; what this one draws must not depend on them.
+                room.cosines[:, place] = room.inverse[:, place] = room.directions[place][:] = 0
+                continue
+            own = self._own_dimensions[part]
+            if own:
+                c = micro.cosines((steps, m - 1, width), own, rng)
+                np.multiply(c, 2, out=room.cosines[:, place])
+            z = standard_normals((steps, self._dimensions[part], width), rng)
+            room.directions[place][:] = z
+            room.inverse[:, place] = 1 / np.sqrt(_or_one(np.einsum("sir,sir->sr", z, z)))
 
 
-def _norm(vectors: Array) -> Array:
-    return np.sqrt(np.einsum("...i,...i->...", vectors, vectors))
+def _dot(one: Array, other: Array) -> Array:
+    """⟨·, ·⟩ over the first of two axes."""
+    result: Array = np.einsum("ir,ir->r", one, other)
+    return result
 
 
-def _length_of_sum(lengths: Array, levels: list[Array]) -> Array:
-    """‖Σ a_j o_j‖ for independent uniform directions o_j, added in pairs by the law of cosines."""
-    squares = np.square(lengths)
-    for cosine in levels:
-        half = len(cosine)
-        one, other = squares[:half], squares[half : 2 * half]
-        pairs = one * other
-        np.sqrt(pairs, out=pairs)
-        pairs *= cosine
-        pairs *= 2
-        pairs += one
-        pairs += other
-        np.maximum(pairs, 0, out=pairs)  # rounding, where two lengths cancel
-        odd = len(squares) > 2 * half
-        squares = np.concatenate([pairs, squares[2 * half :]]) if odd else pairs
-    return np.sqrt(squares[0])
+def _or_one(numbers: Array) -> Array:
+    """The numbers, with 1 in the place of 0, to divide by."""
+    return numbers + (numbers == 0)
 
 
-def _place(
-    gradient: Array, norm: Array, scale: Array, length: Array, direction: Array, out: Array
-) -> None:
-    """Write scale·g + length·H(direction) into `out`, in one of the two subspaces.
+def _length_of_sum(lengths: Array, cosines: Array) -> Array:
+    """‖Σ a_j o_j‖ for independent uniform directions o_j, added in pairs by the law of cosines.
 
-    `direction` has first coordinate 0; the reflection H takes the first axis to ±f, f = g/‖g‖, so
-    H(direction) is a uniform direction orthogonal to g. With v = f + s·e₁, s = sign(f₁):
-    H z = z − v ⟨f, z⟩ / (1 + |f₁|).
+    Args:
+        lengths: a, ``[P, m, R]``; overwritten.
+        cosines: twice the cosines, ``[P, m − 1, R]``.
     """
-    if gradient.shape[-1] == 0:
-        return
-    inner = np.einsum("...i,...i->...", gradient, direction)
-    first = gradient[..., 0]
-    # In the place of f, g: ⟨f, z⟩/(1 + |f₁|) = ⟨g, z⟩/(‖g‖ + |g₁|); all zero where g is.
-    shift = np.divide(length * inner, norm + np.abs(first), out=np.zeros_like(norm), where=norm > 0)
-    pull = np.divide(shift, norm, out=np.zeros_like(norm), where=norm > 0)
-    np.multiply(direction, length[..., None], out=out)
-    out += (scale - pull)[..., None] * gradient
-    out[..., 0] -= shift * np.copysign(1, first)
+    squares = np.square(lengths, out=lengths)
+    left, used = squares.shape[1], 0
+    while left > 1:
+        half = left // 2
+        one, other = squares[:, :half], squares[:, half : 2 * half]
+        cross = one * other
+        np.sqrt(cross, out=cross)
+        cross *= cosines[:, used : used + half]
+        one += other
+        one += cross
+        np.maximum(one, 0, out=one)  # rounding, where two lengths cancel
+        if left % 2:
+            squares[:, half] = squares[:, left - 1]
+        left, used = left - half, used + half
+    return np.sqrt(squares[:, 0])

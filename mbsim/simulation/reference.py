@@ -66,17 +66,17 @@ class Reference:
         self.batch_size, self.m = batch_size, micro_batches
         self.width = lane_width(problem, batch_size)
 
-    def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_]]:
-        """One update for each replicate, and which replicates stand still because ρ = 0.
+    def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_] | None]:
+        """One update for each replicate, and which of them stand still because ρ = 0, if any.
 
         Args:
-            gradient: ∇L(w) of each replicate, ``[1, width, d]``.
+            gradient: ∇L(w) of each replicate, ``[width, d]``.
         """
-        micro_batches = self._micro_batch_gradients(gradient[0])
+        micro_batches = self._micro_batch_gradients(gradient)
         norms = np.sqrt(np.einsum("...i,...i->...", micro_batches, micro_batches))
         factors = self.rule.factors(norms)
         update = np.einsum("rj,rji->ri", factors, micro_batches) / self.m
-        return update[None], (norms.min(axis=-1) == 0)[None]
+        return update, None if norms.all() else ~norms.all(axis=-1)
 
     def _micro_batch_gradients(self, gradient: Array) -> Array:
         """X_j for every replicate: ``[width, d]`` to ``[width, m, d]``."""
@@ -116,7 +116,7 @@ class Reference:
                 rest = self.rng.standard_normal((*shape, n - 1))
         mean_along = np.where(is_benign, along, 0).reshape(-1, self.m, b).mean(axis=-1)
         weights = (np.where(is_benign, across, 0) / b).reshape(-1, self.m, b)
-        rest = rest.reshape(-1, self.m, b, rest.shape[-1])
+        rest = rest.reshape(self.width, self.m, b, n - 1)
         return mean_along, np.einsum("rjk,rjki->rji", weights, rest)
 
     def _dragger_means(self, is_dragger: NDArray[np.bool_]) -> tuple[Array, Array]:

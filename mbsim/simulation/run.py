@@ -34,14 +34,12 @@ ENGINES = ("auto", "reference", "exact_law")
 
 # A replicate has diverged when its gap to the minimum is this many times that of the start.
 _DIVERGED = 1e6
-# Lanes advanced together by one thread: enough to make NumPy's overhead small.
-_LANES_PER_BLOCK = 4
 
 
 class _Engine(Protocol):
     width: int
 
-    def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_]]: ...
+    def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_] | None]: ...
 
 
 @value
@@ -315,7 +313,7 @@ def simulate(
     )
     workers = _check_threads(threads)
     n_lanes = -(-plan.replicates // plan.width)
-    block = 1 if plan.engine == "reference" else max(1, min(_LANES_PER_BLOCK, n_lanes // workers))
+    block = max(1, min(plan.lanes_together, n_lanes // workers))
     blocks = [range(i, min(i + block, n_lanes)) for i in range(0, n_lanes, block)]
 
     out = _Arrays.empty(plan)
@@ -377,11 +375,11 @@ def draw_updates(
             f"gradient={shown(gradient)} must be finite and of shape ({problem.dimension},)"
         )
     out = np.empty((replicates, problem.dimension))
-    at = np.broadcast_to(gradient, (1, plan.width, problem.dimension))
+    at = np.tile(gradient, (plan.width, 1))
     for first in range(0, plan.replicates, plan.width):
         engine_of_lane = plan.build([first // plan.width])
         rows = out[first : first + plan.width]
-        rows[:] = engine_of_lane.update(at)[0][0, : len(rows)]
+        rows[:] = engine_of_lane.update(at)[0][: len(rows)]
     return out
 
 
@@ -400,6 +398,7 @@ class _Plan:
     recorded: NDArray[np.int64]
     engine: str
     width: int
+    lanes_together: int
 
     def build(self, lanes: list[int]) -> _Engine:
         """The engine for some lanes, each with its own stream."""
@@ -438,6 +437,9 @@ def _plan(
         recorded=np.unique(np.append(np.arange(0, steps + 1, every), steps)),
         engine=engine,
         width=_lane_width(engine, problem, batch_size, micro_batches),
+        lanes_together=(
+            1 if engine == "reference" else exact_law.lanes_together(problem, micro_batches)
+        ),
     )
 
 
@@ -521,38 +523,40 @@ def _run_block(
         engine = plan.build(list(lanes))
         rows = slice(lanes.start * plan.width, min(lanes.stop * plan.width, plan.replicates))
         kept = rows.stop - rows.start
-        shape = (len(lanes), plan.width)
-        w = np.broadcast_to(problem.start, (*shape, problem.dimension)).copy()
-        total = np.zeros(shape)
-        diverged_at, stalled_at = np.full(shape, -1), np.full(shape, -1)
-        limit = _divergence_limit(problem)
+        replicates = len(lanes) * plan.width
+        # Replicates lie side by side in memory: all arithmetic is in long rows, whatever d is.
+        w = np.repeat(problem.start[:, None], replicates, axis=1).T
+        total = np.zeros(replicates)
+        diverged_at, stalled_at = np.full(replicates, -1), np.full(replicates, -1)
+        limit = problem.loss.minimum + _divergence_gap(problem)
         record = 0
         for step in range(plan.steps + 1):
             gradient, values = loss.gradient(w), loss.value(w)
-            blown = ~(values - loss.minimum <= limit) & (diverged_at < 0)
-            if blown.any():
+            if not (values <= limit).all():
+                blown = ~(values <= limit) & (diverged_at < 0)
                 diverged_at[blown] = step
                 w[blown] = gradient[blown] = values[blown] = np.nan
             grad_norm_sq = np.einsum("...i,...i->...", gradient, gradient)
             if plan.recorded[record] == step:
-                out.grad_norm_sq[rows, record] = grad_norm_sq.reshape(-1)[:kept]
-                out.loss[rows, record] = values.reshape(-1)[:kept]
+                out.grad_norm_sq[rows, record] = grad_norm_sq[:kept]
+                out.loss[rows, record] = values[:kept]
                 record += 1
             if step == plan.steps or stop.is_set():
                 break
             total += grad_norm_sq
             update, stalled = engine.update(gradient)
-            w -= plan.step_size * update
-            if stalled.any():
+            update *= plan.step_size
+            w -= update
+            if stalled is not None:
                 stalled_at[stalled & (stalled_at < 0)] = step
             done[number] = (step + 1) * len(lanes)
-        out.final_w[rows] = w.reshape(-1, problem.dimension)[:kept]
-        out.mean_grad_norm_sq[rows] = total.reshape(-1)[:kept] / plan.steps
-        out.diverged_at[rows] = diverged_at.reshape(-1)[:kept]
-        out.stalled_at[rows] = stalled_at.reshape(-1)[:kept]
+        out.final_w[rows] = w[:kept]
+        out.mean_grad_norm_sq[rows] = total[:kept] / plan.steps
+        out.diverged_at[rows] = diverged_at[:kept]
+        out.stalled_at[rows] = stalled_at[:kept]
 
 
-def _divergence_limit(problem: Problem) -> float:
+def _divergence_gap(problem: Problem) -> float:
     """10⁶ times the start's gap, but never so little that a step's noise alone would reach it.
 
     That matters for a start at the minimum or next to it, whose gap is nothing to go by.

@@ -77,8 +77,7 @@ class Report:
 
     def statuses(self) -> dict[str, str]:
         """The status of every claim and control, by name."""
-        found = {verdict.claim: verdict.status for verdict in self.verdicts}
-        return found | {f"{v.claim}, control: {what}": v.status for what, v in self.controls}
+        return {name: status for name, status, _ in self.rows()}
 
     def surprises(self) -> list[str]:
         """Where the statuses differ from the committed list of expected ones; one line each."""
@@ -92,7 +91,7 @@ class Report:
     def rows(self) -> list[tuple[str, str, str]]:
         """Name, status and the deciding comparison, for every claim and control."""
         named = [(v.claim, v) for v in self.verdicts]
-        named += [(f"  control: {what} ({v.claim})", v) for what, v in self.controls]
+        named += [(f"control of {v.claim}: {what}", v) for what, v in self.controls]
         return [(name, v.status, _decided_by(v)) for name, v in named]
 
     def __str__(self) -> str:
@@ -101,6 +100,11 @@ class Report:
         return "\n".join(f"{name:<{wide}}  {status:<14}  {why}" for name, status, why in rows)
 
     __repr__ = __str__
+
+    def to_markdown(self) -> str:
+        """The table of :meth:`rows`, for a page."""
+        rows = [("claim", "verdict", "decided by"), ("---", "---", "---"), *self.rows()]
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
     def _repr_html_(self) -> str:
         import html

@@ -742,7 +742,7 @@ def tuned_step_size(bound: Bound) -> Formula:
         InvalidArgument: where there is none in closed form.
 
     >>> str(tuned_step_size(sgd_bound()))
-    'sqrt(2)*sqrt(Δ/(K_σ*L*T))/σ'
+    'sqrt(2*Δ/(K_σ*L*T))/σ'
     """
     return Formula(
         name=f"tuned step size for {bound.name}",
@@ -759,7 +759,7 @@ def tuned_bound(bound: Bound) -> Bound:
     Quantities measured along a run, such as mean_weight, must hold for the run at this step size.
 
     >>> str(tuned_bound(clean_sgd_bound()))
-    'the average of E‖∇L(w_t)‖² over the steps ≤ 2*sqrt(2)*σ*sqrt(Δ*L/(B*T)), if T >= 2*B*Δ*L/σ**2'
+    'the average of E‖∇L(w_t)‖² over the steps ≤ 2*σ*sqrt(2*Δ*L/(B*T)), if T >= 2*B*Δ*L/σ**2'
     """
     inverse, smallest, pole = _stationary(bound)
     conditions = []
