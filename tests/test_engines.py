@@ -133,7 +133,7 @@ def test_every_mini_batch_of_a_tiny_problem(rule, common, tilt, b, m):
             MicroBatchClipping(b, rule=rule),
             gradient,
             batch_size=b * m,
-            replicates=2**14,
+            replicates=2**13,
             rng=seed,
             engine=engine,
         )
@@ -142,9 +142,9 @@ def test_every_mini_batch_of_a_tiny_problem(rule, common, tilt, b, m):
         for name, sample, expected in zip(
             ["A", "A²", "D", "D²", "AD²"], samples, truth, strict=True
         ):
-            # In units of its root mean square, 6.2/√N = .049 is the most that can be needed.
+            # In units of its root mean square, 6.2/√N = .069 is the most that can be needed.
             scale = float(np.sqrt(np.square(sample).mean()))
-            true_mean(sample, expected, what=f"{engine} {rule} {name}", scale=scale, detects=0.05)
+            true_mean(sample, expected, what=f"{engine} {rule} {name}", scale=scale, detects=0.07)
 
 
 def test_without_randomness_the_update_is_the_gradient():
@@ -189,9 +189,9 @@ def test_moments_of_sgd_are_those_of_the_theory(engine):
 
 
 GRADIENTS = [r * SLANTED for r in (0.02, 1.0, 30.0)]
-# 2048 draws of each engine in each of 45 cells per law. In units of a statistic's root mean square
-# the smallest detectable difference is at most 8.8/√N: .195 in a cell, .029 in all together.
-DRAWS, EACH, TOGETHER = 2048, 0.195, 0.03
+# 1024 draws of each engine in each of 45 cells per law. In units of a statistic's root mean square
+# the smallest detectable difference is at most 8.8/√N: .276 in a cell, .041 in all together.
+DRAWS, EACH, TOGETHER = 1024, 0.276, 0.042
 
 
 @pytest.mark.parametrize("noise", LAWS, ids=str)
@@ -216,13 +216,13 @@ def test_a_mutant_engine_is_caught():
     """The negative control: the same comparison with 2 % too much noise must fail."""
     with pytest.raises(OtherLaw, match="all cells"):
         same_everywhere(
-            drawing("reference", 2 * DRAWS),
-            drawing("exact_law", 2 * DRAWS, change=louder),
-            [Cell(Gaussian(), rule, coherence) for rule in RULES for coherence in (0.0, 0.4)],
-            GRADIENTS[:1],
+            drawing("reference", DRAWS),
+            drawing("exact_law", DRAWS, change=louder),
+            [Cell(Gaussian(), rule, coherence) for rule in RULES for coherence in (0.0, 0.4, 1.0)],
+            GRADIENTS,
             BENIGN_DIM,
             each=EACH,
-            together=0.05,  # 10 cells of 4096: less power than the comparison of the true engines
+            together=TOGETHER,
         )
 
 
@@ -236,7 +236,7 @@ def test_the_engines_agree_with_tilted_draggers():
         GRADIENTS,
         BENIGN_DIM,
         each=EACH,
-        together=0.05,  # 18 cells
+        together=0.066,  # 18 cells
     )
 
 
@@ -288,7 +288,7 @@ def test_the_engines_agree_at_the_edges_of_the_model(edge):
                 MicroBatchClipping(size),
                 gradient,
                 batch_size=batch,
-                replicates=DRAWS,
+                replicates=2048,
                 rng=seed,
                 engine=engine,
             ),
@@ -297,7 +297,7 @@ def test_the_engines_agree_at_the_edges_of_the_model(edge):
         )
         for seed, engine in enumerate(ENGINES)
     )
-    same_law(one, other, what=edge, detects=EACH)
+    same_law(one, other, what=edge, detects=0.195)  # 8.8/√2048
 
 
 @pytest.mark.parametrize("noise", LAWS, ids=str)
@@ -315,8 +315,8 @@ def test_trajectories_have_the_same_mean(noise):
             MicroBatchClipping(2),
             batch_size=6,
             step_size=0.3,
-            steps=30,
-            replicates=2048,
+            steps=20,
+            replicates=1024,
             rng=seed,
             engine=engine,
         )
@@ -327,10 +327,10 @@ def test_trajectories_have_the_same_mean(noise):
         | {f"w[{i}]": run.final_w[:, i] for i in (0, 4, 8)}
         for run in runs
     )
-    # 8.74/√2048 of each root mean square; the mean over the run varies less, so more is seen.
-    same_law(one, other, what="trajectory", detects=0.2)
+    # 8.8/√1024 of each root mean square; the mean over the run varies less, so more is seen.
+    same_law(one, other, what="trajectory", detects=0.276)
     mean = float(other["mean"].mean())
-    same_mean(one["mean"], other["mean"], what="mean", scale=mean, detects=0.12)
+    same_mean(one["mean"], other["mean"], what="mean", scale=mean, detects=0.16)
 
 
 # ------------------------------------------------------------------------- a witness from outside
@@ -386,13 +386,13 @@ def test_a_program_from_outside_draws_the_same_law(cell, r, monkeypatch):
             noise=outside_noise(module, cell.noise),
             factors=cell.rule.factors,
         )
-        for _ in range(2500)
+        for _ in range(1500)
     ])  # fmt: skip
     theirs = step_statistics(plain, gradient, BENIGN_DIM)
     for seed, engine in enumerate(ENGINES):
-        ours = step_statistics(drawing(engine, 10_000, 4)(cell, gradient, seed), gradient, 4)
-        # 6.2 √(1/2500 + 1/10⁴) of each root mean square.
-        same_law(ours, theirs, what=f"{engine} against outside", detects=0.15)
+        ours = step_statistics(drawing(engine, 6000, 4)(cell, gradient, seed), gradient, 4)
+        # 6.2 √(1/1500 + 1/6000) of each root mean square, and their own spread.
+        same_law(ours, theirs, what=f"{engine} against outside", detects=0.19)
 
 
 def test_the_units_of_a_cell_are_those_of_its_statistics():

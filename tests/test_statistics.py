@@ -12,7 +12,7 @@ from mbsim import statistics
 from mbsim.statistics import Interval, difference, log_log_slope, mean, ratio
 
 RATE = 0.05
-SEEDS = 4000
+SEEDS = 2500
 # The number of misses is binomial; 4.9 of its standard deviations either way is a false-positive
 # rate of 1e-6 for each of the counts below.
 SLACK = 4.9 * math.sqrt(SEEDS * RATE * (1 - RATE))

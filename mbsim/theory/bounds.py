@@ -118,6 +118,9 @@ class Condition:
 class Bound(Formula):
     """A formula that says something about a run or a step, if its assumptions hold.
 
+    :meth:`evaluate` gives the formula's number whether or not the conditions hold; it is a bound
+    only where :meth:`holds` says so.
+
     Args:
         name: what it is called in tables and messages.
         expression: the right side (see :class:`~mbsim.theory.formula.Formula`).

@@ -466,15 +466,20 @@ _HALF = sympy.Rational(1, 2)
 
 def as_latex(expression: sympy.Basic) -> str:
     """An expression or a relation as LaTeX."""
-    try:
-        return str(sympy.latex(_for_display(expression)))
-    except RecursionError:  # SymPy's printer, for some unevaluated powers such as 1/(x**0)
-        return rf"\text{{{as_text(expression)}}}"
+    return _printed(sympy.latex, expression)
 
 
 def as_text(expression: sympy.Basic) -> str:
     """An expression or a relation as one line of plain text."""
-    return str(_Text().doprint(_for_display(expression)))
+    return _printed(_Text().doprint, expression)
+
+
+def _printed(printer: Callable[[sympy.Basic], str], expression: sympy.Basic) -> str:
+    try:
+        return str(printer(_for_display(expression)))
+    except (ArithmeticError, RecursionError, ValueError):
+        # SymPy's printers calculate, and a contrived formula of a user can make that fail.
+        return "(SymPy cannot print this)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -644,7 +649,7 @@ def formula_bound(
     text: str,
     *,
     kind: str = "upper bound",
-    name: str = "the formula given",
+    name: str | None = None,
     assumptions: tuple[str, ...] = (),
     source: str = "entered by the user",
 ) -> Bound:
@@ -653,7 +658,7 @@ def formula_bound(
     Args:
         text: as for :func:`parse_formula`.
         kind: what it claims to be: "upper bound", "lower bound", "limit" or "estimate".
-        name: what tables and messages call it.
+        name: what tables and messages call it; the text itself unless told.
         assumptions: what it assumes, a sentence each.
         source: where it is from.
 
@@ -665,7 +670,11 @@ def formula_bound(
     from mbsim.theory.bounds import Bound  # which builds on this module
 
     return Bound(
-        name=name, expression=parse_formula(text), kind=kind, assumptions=assumptions, source=source
+        name=text if name is None else name,
+        expression=parse_formula(text),
+        kind=kind,
+        assumptions=assumptions,
+        source=source,
     )
 
 
@@ -743,14 +752,20 @@ def _check_operands(op: ast.operator, left: sympy.Expr, right: sympy.Expr) -> No
     if isinstance(op, ast.Div) and _constant(right) == 0:
         raise _Refused("divides by 0")
     if isinstance(op, ast.Pow):
-        inside = [abs(float(number)) for number in right.atoms(sympy.Number)]
-        if max([_degree(left) * abs(_constant(right) or 0), *inside]) > MAX_EXPONENT:
+        times = 1 if right.free_symbols else _degree(left)
+        if any(times * abs(value) > MAX_EXPONENT for value in _constants(right)):
             raise _Refused(f"has an exponent above {MAX_EXPONENT}, powers of powers multiplied")
 
 
 def _constant(part: sympy.Expr) -> float | None:
     """The value of an expression without symbols; None if it has some."""
     return None if part.free_symbols else float(numbers_of(part, {}))
+
+
+def _constants(part: sympy.Expr) -> list[float]:
+    """The values of the parts without symbols that are not inside of others."""
+    own = _constant(part)
+    return [value for arg in part.args for value in _constants(arg)] if own is None else [own]
 
 
 def _degree(part: sympy.Expr) -> float:
