@@ -44,7 +44,8 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _hash(self: Any) -> int:
-    parts = (c.tobytes() if isinstance(c, np.ndarray) else c for c in _contents(self))
+    # Adding 0 turns −0.0 into 0.0, which compares equal and must hash equal.
+    parts = ((c + 0).tobytes() if isinstance(c, np.ndarray) else c for c in _contents(self))
     return hash((type(self), *(p if _hashable(p) else repr(p) for p in parts)))
 
 

@@ -36,11 +36,17 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+# Integers beyond this are not exact as floats, and no size of anything here.
+_MOST = 2**53
+
+
 def check_integer(name: str, value: Any, *, minimum: int) -> int:
-    """`value` as an int, at least `minimum`; a bool or a float with a fraction is refused."""
+    """`value` as an int, at least `minimum` and at most 2⁵³; a bool or a float is refused."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))
     if not whole or int(value) < minimum:
         raise InvalidArgument(f"{name}={shown(value)} must be an integer of at least {minimum}")
+    if int(value) > _MOST:
+        raise InvalidArgument(f"{name}={shown(value)} must be at most 2**53")
     return int(value)
 
 
@@ -67,7 +73,10 @@ def check_number(
     rule = " and ".join(limits) or "a finite number"
     if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_)):
         raise InvalidArgument(f"{name}={shown(value)} must be a number, {rule}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond the largest float
+        number = math.inf
     if not math.isfinite(number):
         raise InvalidArgument(f"{name}={shown(value)} must be finite")
     if (
@@ -84,7 +93,7 @@ def check_array(name: str, value: ArrayLike, *, ndim: int | None = None) -> NDAr
     """`value` as a float64 array that is not empty; `ndim` fixes the number of axes."""
     try:
         array = np.asarray(value)
-        if array.dtype.kind not in "iuf":
+        if array.dtype.kind not in "iuf" or np.ma.isMaskedArray(value):
             raise TypeError
         array = array.astype(np.float64)
     except (TypeError, ValueError):
@@ -122,8 +131,18 @@ def check_divides(micro_batch_size: Any, batch_size: Any) -> int:
     total = check_integer("batch_size", batch_size, minimum=1)
     size = check_integer("micro_batch_size", micro_batch_size, minimum=1)
     if total % size:
-        listed = ", ".join(map(str, divisors(total)))
-        raise InvalidArgument(
-            f"micro_batch_size={size} must divide batch_size={total}; its divisors are {listed}"
-        )
+        rule = f"micro_batch_size={size} must divide batch_size={total}"
+        raise InvalidArgument(rule + _divisors_near(size, total))
     return total // size
+
+
+def _divisors_near(size: int, total: int) -> str:
+    """The divisors of `total` in words: all if they are few, else those around `size`."""
+    if total > 10**10:  # too long a search for a message
+        return ""
+    found = divisors(total)
+    if len(found) <= 16:
+        return f"; its divisors are {', '.join(map(str, found))}"
+    place = sum(divisor < size for divisor in found)
+    near = found[max(0, place - 4) : place + 4]
+    return f"; its divisors near that are {', '.join(map(str, near))}"

@@ -391,8 +391,8 @@ def test_a_program_from_outside_draws_the_same_law(cell, r, monkeypatch):
     theirs = step_statistics(plain, gradient, BENIGN_DIM)
     for seed, engine in enumerate(ENGINES):
         ours = step_statistics(drawing(engine, 6000, 4)(cell, gradient, seed), gradient, 4)
-        # 6.2 √(1/1500 + 1/6000) of each root mean square, and their own spread.
-        same_law(ours, theirs, what=f"{engine} against outside", detects=0.19)
+        # At most 7 √(1/1500 + 1/6000) of each root mean square, as spreads may differ.
+        same_law(ours, theirs, what=f"{engine} against outside", detects=0.2)
 
 
 def test_the_units_of_a_cell_are_those_of_its_statistics():

@@ -245,6 +245,15 @@ def test_one_diverged_replicate_is_not_dropped_and_leaves_the_others_alone(engin
     assert f"{bad.sum()} of 128" in str(run)
 
 
+@pytest.mark.parametrize("start", [0.0, 1e-6])
+@pytest.mark.parametrize("noise", [Gaussian(), StudentT(df=3.0)], ids=str)
+def test_noise_around_the_minimum_is_no_divergence(engine, noise, start):
+    """η = 1.5 is stable for L = 1: from the minimum, the gap settles at η/(2 − η) σ²/2 = 1.5."""
+    quiet = problem(loss=Quadratic(np.ones(8)), noise=noise, draggers=None, start=np.full(8, start))
+    run = simulate(quiet, SGD(), engine=engine, batch_size=1, step_size=1.5, steps=100)
+    assert not run.diverged.any()
+
+
 def test_overflow_is_divergence_and_makes_no_warning(engine):
     run = simulate(engine=engine, step_size=1e300, replicates=3)
     assert run.diverged.all()

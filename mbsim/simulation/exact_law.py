@@ -21,6 +21,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from mbsim.clipping import NoClipping, Rule
+from mbsim.errors import InvalidArgument
 from mbsim.problems import micro_batches as micro
 from mbsim.problems.noise import NoiseLaw
 from mbsim.problems.normals import standard_normals
@@ -33,6 +34,8 @@ Array = NDArray[np.float64]
 # Numbers drawn ahead for one lane (2 MiB), and the most in one step of a lane (8 MiB).
 _AHEAD = 2**18
 _LANE_NUMBERS = 2**20
+# The most that one step of one replicate may need (128 MiB).
+_MOST_NUMBERS = 2**24
 # Lanes advanced together: enough to make NumPy's overhead small, within 16 MiB for a step.
 _MOST_LANES, _BLOCK_NUMBERS = 8, 2**21
 _BENIGN, _DRAGGER = 0, 1
@@ -58,8 +61,18 @@ def lane_width(problem: Problem, micro_batches: int) -> int:
 
     Never one: NumPy adds up a single column in another order than several side by side, and then
     the last digits of a replicate would depend on how many lanes are advanced together.
+
+    Raises:
+        InvalidArgument: if one step of one replicate is too large for the memory that is allowed.
     """
-    return max(2, min(64, _LANE_NUMBERS // _numbers_per_step(problem, micro_batches)))
+    numbers = _numbers_per_step(problem, micro_batches)
+    if numbers > _MOST_NUMBERS:
+        raise InvalidArgument(
+            f"batch_size with {micro_batches} micro-batches and dimension {problem.dimension} "
+            f"needs {numbers:,} numbers for one step of one replicate, and must need at most "
+            f"{_MOST_NUMBERS:,}"
+        )
+    return max(2, min(64, _LANE_NUMBERS // numbers))
 
 
 def lanes_together(problem: Problem, micro_batches: int) -> int:

@@ -19,7 +19,7 @@ from mbsim import _records
 from mbsim._progress import Progress, progress
 from mbsim._values import value
 from mbsim.clipping import Rule
-from mbsim.errors import InvalidArgument, check_integer, check_number, shown
+from mbsim.errors import InvalidArgument, check_array, check_integer, check_number, shown
 from mbsim.methods import Method, check_method
 from mbsim.problems.problem import Problem
 from mbsim.simulation import exact_law, reference
@@ -217,8 +217,13 @@ def choose_engine(problem: Problem, engine: str = "auto") -> str:
 
     Raises:
         InvalidArgument: for an unknown name, or "exact_law" where it does not apply, saying why.
+
+    >>> import mbsim, numpy as np
+    >>> choose_engine(mbsim.Problem(loss=mbsim.losses.LogCosh(4), noise=mbsim.noise.Gaussian(),
+    ...                             benign_dim=4, start=np.ones(4)))
+    'exact_law'
     """
-    if engine not in ENGINES:
+    if not isinstance(engine, str) or engine not in ENGINES:
         raise InvalidArgument(f"engine={shown(engine)} must be one of {', '.join(ENGINES)}")
     reason = exact_law.why_not(problem)
     if engine == "exact_law" and reason:
@@ -300,12 +305,10 @@ def simulate(
     ...     loss=mbsim.losses.LogCosh(16), noise=mbsim.noise.Gaussian(sigma=1.0),
     ...     draggers=mbsim.Draggers(probability=0.05, norm_ratio=20.0),
     ...     benign_dim=8, start=np.full(16, 2.0))
-    >>> clip = mbsim.MicroBatchClipping(micro_batch_size=8)
-    >>> run = mbsim.simulate(problem, clip, batch_size=64, step_size=0.1, steps=100,
-    ...                      replicates=32, rng=0)
-    >>> sgd = mbsim.simulate(problem, mbsim.SGD(), batch_size=64, step_size=0.1, steps=100,
-    ...                      replicates=32, rng=1)
-    >>> bool(run.mean("mean_grad_norm_sq") < sgd.mean("mean_grad_norm_sq"))
+    >>> settings = dict(batch_size=64, step_size=0.1, steps=500, replicates=32, record_every=100)
+    >>> clip = mbsim.simulate(problem, mbsim.MicroBatchClipping(8), rng=0, **settings)
+    >>> sgd = mbsim.simulate(problem, mbsim.SGD(), rng=1, **settings)
+    >>> bool(clip.mean("grad_norm_sq")[-1] < sgd.mean("grad_norm_sq")[-1])  # a lower floor
     True
     """
     plan = _plan(
@@ -366,13 +369,23 @@ def draw_updates(
         u, float64 of shape ``[replicates, d]``.
 
     Raises:
-        InvalidArgument: as in :func:`simulate`.
+        InvalidArgument: as in :func:`simulate`, and for a gradient that does not fit the problem
+            or whose square is not finite.
+
+    >>> import mbsim, numpy as np
+    >>> problem = mbsim.Problem(loss=mbsim.losses.LogCosh(4), noise=mbsim.noise.Gaussian(),
+    ...                         benign_dim=4, start=np.ones(4))
+    >>> draw_updates(problem, mbsim.SGD(), np.ones(4), batch_size=8, replicates=10, rng=0).shape
+    (10, 4)
     """
     plan = _plan(problem, method, batch_size, 1.0, 1, replicates, rng, 1, engine)
-    gradient = np.asarray(gradient, dtype=np.float64)
-    if gradient.shape != (problem.dimension,) or not np.isfinite(gradient).all():
+    gradient = check_array("gradient", gradient, ndim=1)
+    with np.errstate(over="ignore"):
+        fits = gradient.size == problem.dimension and np.isfinite(np.square(gradient).sum())
+    if not fits:
         raise InvalidArgument(
-            f"gradient={shown(gradient)} must be finite and of shape ({problem.dimension},)"
+            f"gradient={shown(gradient)} must have {problem.dimension} coordinates and a finite "
+            "square"
         )
     out = np.empty((replicates, problem.dimension))
     at = np.tile(gradient, (plan.width, 1))
@@ -424,7 +437,9 @@ def _plan(
     micro_batches = method.micro_batches(batch_size)
     steps = check_integer("steps", steps, minimum=1)
     every = check_integer("record_every", record_every, minimum=1)
+    replicates = check_integer("replicates", replicates, minimum=1)
     engine = choose_engine(problem, engine)
+    _check_returned(problem, replicates, steps, every)
     return _Plan(
         problem=problem,
         rule=method.rule,
@@ -432,7 +447,7 @@ def _plan(
         micro_batches=micro_batches,
         step_size=check_number("step_size", step_size, above=0),
         steps=steps,
-        replicates=check_integer("replicates", replicates, minimum=1),
+        replicates=replicates,
         seed=seed_sequence(rng),
         recorded=np.unique(np.append(np.arange(0, steps + 1, every), steps)),
         engine=engine,
@@ -441,6 +456,19 @@ def _plan(
             1 if engine == "reference" else exact_law.lanes_together(problem, micro_batches)
         ),
     )
+
+
+# A run may return so many numbers: 16 GiB.
+_MOST_RETURNED = 2**31
+
+
+def _check_returned(problem: Problem, replicates: int, steps: int, every: int) -> None:
+    numbers = replicates * (2 * (steps // every + 2) + problem.dimension + 3)
+    if numbers > _MOST_RETURNED:
+        raise InvalidArgument(
+            f"replicates={replicates} with steps={steps} recorded every {every} would return "
+            f"{numbers:,} numbers, and must return at most {_MOST_RETURNED:,}"
+        )
 
 
 def _check_threads(threads: Any) -> int:
@@ -561,6 +589,6 @@ def _divergence_gap(problem: Problem) -> float:
 
     That matters for a start at the minimum or next to it, whose gap is nothing to go by.
     """
-    c, sigma = problem.draggers.norm_ratio, problem.noise.sigma
-    noise_gap = (1 + c**2) * sigma**2 / (2 * problem.smoothness)
-    return max(_DIVERGED * problem.initial_gap, 10 * noise_gap)
+    c, sigma = np.float64(problem.draggers.norm_ratio), np.float64(problem.noise.sigma)
+    noise_gap = (1 + c**2) * sigma**2 / (2 * problem.smoothness)  # ∞ where it overflows
+    return min(max(_DIVERGED * problem.initial_gap, 10 * noise_gap), np.finfo(np.float64).max)

@@ -111,10 +111,10 @@ def compare(
 
     >>> import mbsim, numpy as np
     >>> problem = mbsim.Problem(loss=mbsim.losses.Quadratic(np.ones(8)),
-    ...     noise=mbsim.noise.Gaussian(sigma=1.0), benign_dim=4, start=np.ones(8),
+    ...     noise=mbsim.noise.Gaussian(sigma=1.0), benign_dim=4, start=np.full(8, 0.1),
     ...     draggers=mbsim.Draggers(probability=0.05, norm_ratio=20.0))
     >>> both = mbsim.compare(problem, [mbsim.SGD(), mbsim.MicroBatchClipping(4)], batch_size=64,
-    ...     step_size=0.1, steps=100, replicates=32, rng=0, engine="reference")
+    ...     step_size=0.1, steps=500, replicates=32, rng=0, engine="reference")
     >>> both.paired, both.difference().high < 0          # clipping is ahead here
     (True, True)
     """

@@ -712,26 +712,33 @@ def symmetric_bound(
 
 
 @cache
-def _stationary(bound: Bound) -> tuple[sympy.Expr, sympy.Expr, sympy.Expr]:
-    """1/η at the minimum of a bound over η, the minimum, and 1/η at the bound's pole.
+def _lowest_point() -> tuple[tuple[sympy.Symbol, ...], sympy.Expr, sympy.Expr]:
+    """Where (a x² + b x + c)/(x − d) is smallest beyond its pole, and its value there.
 
-    In x = 1/η a bound is (a x² + b x + c)/(x − d). Where its derivative is 0, it is the ratio of
-    the derivatives of its two parts. The minimum comes before the pole: its x is at least 2d.
+    Where its derivative is 0, a ratio equals the ratio of its two parts' derivatives. The root is
+    at least 2d.
     """
+    x, *letters = (sympy.Dummy(letter, positive=True) for letter in "xabcd")
+    quadratic, linear, constant, pole = letters
+    slope = 2 * quadratic * x + linear
+    roots = sympy.solve(slope * (x - pole) - (quadratic * x**2 + linear * x + constant), x)
+    (lowest,) = (root for root in roots if root.is_positive)
+    return tuple(letters), lowest, sympy.expand(slope.subs(x, lowest))
+
+
+@cache
+def _stationary(bound: Bound) -> tuple[sympy.Expr, sympy.Expr, sympy.Expr]:
+    """1/η where a bound is smallest, its value there, and 1/η at its pole."""
     x = sympy.Dummy("x", positive=True)
     parts = sympy.fraction(sympy.together(bound.expression.subs(η, 1 / x)))
     polynomials = [sympy.Poly(part, x) for part in parts if part.is_polynomial(x)]
     if [polynomial.degree() for polynomial in polynomials] != [2, 1]:
         raise InvalidArgument(f"the bound {bound.name!r} has no best step size in closed form")
     (*above, leading, below) = (part for each in polynomials for part in each.all_coeffs())
-    letters = [sympy.Dummy(letter, positive=True) for letter in "abcd"]
     values = [sympy.factor(part / leading) for part in (*above, -below)]
-    quadratic, linear, constant, pole = letters
-    slope = 2 * quadratic * x + linear
-    roots = sympy.solve(slope * (x - pole) - (quadratic * x**2 + linear * x + constant), x)
-    (inverse,) = (root for root in roots if root.is_positive)
+    letters, lowest, value = _lowest_point()
     meaning = dict(zip(letters, values, strict=True))
-    return inverse.subs(meaning), sympy.expand(slope.subs(x, inverse)).subs(meaning), values[-1]
+    return lowest.subs(meaning), value.subs(meaning), values[-1]
 
 
 def tuned_step_size(bound: Bound) -> Formula:

@@ -35,7 +35,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import reduce
+from functools import cache, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -224,6 +224,7 @@ def symbols(*names: str) -> tuple[sympy.Symbol, ...]:
 # ------------------------------------------------------------------------------------- numbers
 
 
+@cache
 def quantities_in(expressions: Collection[sympy.Basic]) -> tuple[Quantity, ...]:
     """The quantities that expressions are made of once abbreviations are unfolded."""
     meanings = definitions_in(expressions)
@@ -348,7 +349,7 @@ class _Numbers:
         b, p, q = symbols("micro_batch_size", "probability", "q")
         weight = {sympy.binomial(b, k), p**k, q ** (b - k)}
         f = sympy.Mul(*(factor for factor in node.function.args if factor not in weight))
-        needed = [each.symbol for each in quantities_in((f.free_symbols | {b, p}) - {k})]
+        needed = [each.symbol for each in quantities_in(frozenset(f.free_symbols | {b, p}) - {k})]
         settings = np.broadcast_arrays(*map(self.value, needed))
         means = np.empty(settings[0].shape)
         for index in np.ndindex(means.shape):

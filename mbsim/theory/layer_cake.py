@@ -32,7 +32,14 @@ from scipy import special
 
 from mbsim.theory.micro_batch_law import Tails
 
-__all__ = ["Pool", "from_factors", "from_pool", "from_tails", "step_of_lengths"]
+__all__ = [
+    "Pool",
+    "from_factors",
+    "from_own_factors",
+    "from_pool",
+    "from_tails",
+    "step_of_lengths",
+]
 
 Array = NDArray[np.float64]
 
@@ -183,6 +190,23 @@ def _log_choose(total: NDArray[np.int64], chosen: int) -> Array:
     ways = special.gammaln(safe + 1) - special.gammaln(chosen + 1) - special.gammaln(safe - chosen + 1)
     found: Array = np.where(possible, ways, -np.inf)
     return found
+
+
+def from_own_factors(pool: Pool, factors: Array, m: int) -> tuple[Array, Array]:
+    """A and M of a rule whose factor depends on the micro-batch's own norm alone, without bias.
+
+    Args:
+        pool: at least two micro-batches in each.
+        factors: the factor of each, ``[pools, N]``.
+        m: the number of micro-batches of a step.
+    """
+    size = pool.norms.shape[1]
+    second = np.square(factors * pool.norms).mean(axis=1) / m
+    for component in (pool.along, pool.shared):
+        clipped = factors * component
+        pairs = np.square(clipped.sum(axis=1)) - np.square(clipped).sum(axis=1)
+        second += (1 - 1 / m) * pairs / (size * (size - 1))
+    return (factors * pool.along).mean(axis=1), second
 
 
 def from_factors(pool: Pool, factors: Array, m: int) -> tuple[Array, Array]:

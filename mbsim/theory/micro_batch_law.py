@@ -40,7 +40,7 @@ from mbsim.theory.norm_laws import (
     largest_atom,
     series_of,
 )
-from mbsim.theory.random_walk import Rule, squared_lengths
+from mbsim.theory.random_walk import MOST_POINTS, Rule, squared_lengths
 
 __all__ = ["MicroBatchLaw", "Tails", "has_quadrature"]
 
@@ -108,6 +108,11 @@ class MicroBatchLaw:
         self.k, self.probability = binomial(micro_batch_size, problem.draggers.probability)
         self._share = _along_share(problem.noise)
         self._kept: dict[int, Ragged] = {}
+
+    @property
+    def parts(self) -> int:
+        """How many Gaussian laws the mixture over k and over the noise along e has: the price."""
+        return self._offsets(MOST_POINTS).nodes.size if 0 < self._share < 1 else self.k.size
 
     def tails(self, grad_norm: float, level: Resolution, power: int = 0) -> Tails:
         """S, G and H.
