@@ -131,9 +131,8 @@ def check_law(label: str, workload: Workload, steps: int = 100) -> None:
         else:
             sample = mbsim_program(workload, name, replicates, steps)(7)
         means[name] = (float(sample.mean()), float(sample.std(ddof=1) / np.sqrt(sample.size)))
-        print(
-            f"  {name:<10} mean ‖∇L‖² over {steps} steps {means[name][0]:.5f} ± {means[name][1]:.5f}"
-        )
+        mean, error = means[name]
+        print(f"  {name:<10} mean ‖∇L‖² over {steps} steps {mean:.5f} ± {error:.5f}")
     centre = means["reference"]
     for name, (mean, error) in means.items():
         # Five standard errors: a false alarm in about two million.

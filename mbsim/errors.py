@@ -95,7 +95,8 @@ def check_array(name: str, value: ArrayLike, *, ndim: int | None = None) -> NDAr
         array = np.asarray(value)
         if array.dtype.kind not in "iuf" or np.ma.isMaskedArray(value):
             raise TypeError
-        array = array.astype(np.float64)
+        with np.errstate(over="ignore"):  # a longdouble beyond float64 becomes infinite
+            array = array.astype(np.float64)
     except (TypeError, ValueError):
         raise InvalidArgument(f"{name}={shown(value)} must be an array of real numbers") from None
     if ndim is not None and array.ndim != ndim:

@@ -27,15 +27,15 @@ from mbsim.problems.noise import NoiseLaw
 from mbsim.problems.normals import standard_normals
 from mbsim.problems.problem import Problem
 
-__all__ = ["ExactLaw", "lane_width", "lanes_together", "why_not"]
+__all__ = ["ExactLaw", "block_bytes", "lane_width", "lanes_together", "why_not"]
 
 Array = NDArray[np.float64]
 
 # Numbers drawn ahead for one lane (2 MiB), and the most in one step of a lane (8 MiB).
 _AHEAD = 2**18
 _LANE_NUMBERS = 2**20
-# The most that one step of one replicate may need (128 MiB).
-_MOST_NUMBERS = 2**24
+# The most that one step of one replicate may need (64 MiB).
+_MOST_NUMBERS = 2**23
 # Lanes advanced together: enough to make NumPy's overhead small, within 16 MiB for a step.
 _MOST_LANES, _BLOCK_NUMBERS = 8, 2**21
 _BENIGN, _DRAGGER = 0, 1
@@ -79,6 +79,12 @@ def lanes_together(problem: Problem, micro_batches: int) -> int:
     """How many lanes one thread advances at a time; it changes no digit."""
     lane = lane_width(problem, micro_batches) * _numbers_per_step(problem, micro_batches)
     return max(1, min(_MOST_LANES, _BLOCK_NUMBERS // lane))
+
+
+def block_bytes(problem: Problem, micro_batches: int) -> int:
+    """About how much memory one thread needs: what is drawn ahead, and one step's arithmetic."""
+    step = lane_width(problem, micro_batches) * _numbers_per_step(problem, micro_batches)
+    return 24 * lanes_together(problem, micro_batches) * (_AHEAD + step)
 
 
 class _Step(NamedTuple):
@@ -164,8 +170,8 @@ class ExactLaw:
         dragger_length = draggers.length(grad_norm, self.problem.noise.sigma)
         x_along = micro.along(step.benign, step.noise, grad_norm, dragger_length, draggers)
         norms = micro.norms(x_along, step.across_sq, step.dragger_sq, dragger_length)
-        stalled = None if norms.all() else np.any(norms == 0, axis=0)
         factors = self.rule.factors(norms.T).T / self.m
+        stalled = None if norms.all() else ~np.any(factors * norms, axis=0)
         lengths = _length_of_sum(factors * step.lengths, step.cosines)
         if self._parts[-1:] == [_DRAGGER]:
             if draggers.coherence:

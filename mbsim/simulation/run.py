@@ -314,7 +314,7 @@ def simulate(
     plan = _plan(
         problem, method, batch_size, step_size, steps, replicates, rng, record_every, engine
     )
-    workers = _check_threads(threads)
+    workers = min(_check_threads(threads), max(1, _MEMORY // plan.block_bytes))
     n_lanes = -(-plan.replicates // plan.width)
     block = max(1, min(plan.lanes_together, n_lanes // workers))
     blocks = [range(i, min(i + block, n_lanes)) for i in range(0, n_lanes, block)]
@@ -412,6 +412,7 @@ class _Plan:
     engine: str
     width: int
     lanes_together: int
+    block_bytes: int
 
     def build(self, lanes: list[int]) -> _Engine:
         """The engine for some lanes, each with its own stream."""
@@ -455,10 +456,16 @@ def _plan(
         lanes_together=(
             1 if engine == "reference" else exact_law.lanes_together(problem, micro_batches)
         ),
+        block_bytes=(
+            reference.block_bytes(problem, batch_size)
+            if engine == "reference"
+            else exact_law.block_bytes(problem, micro_batches)
+        ),
     )
 
 
-# A run may return so many numbers: 16 GiB.
+# What all threads together may take beyond the arrays returned; and the most of those, 16 GiB.
+_MEMORY = 9 * 2**30 // 10
 _MOST_RETURNED = 2**31
 
 
@@ -563,7 +570,7 @@ def _run_block(
             if not (values <= limit).all():
                 blown = ~(values <= limit) & (diverged_at < 0)
                 diverged_at[blown] = step
-                w[blown] = gradient[blown] = values[blown] = np.nan
+                w[blown] = gradient[blown] = values[blown] = total[blown] = np.nan
             grad_norm_sq = np.einsum("...i,...i->...", gradient, gradient)
             if plan.recorded[record] == step:
                 out.grad_norm_sq[rows, record] = grad_norm_sq[:kept]
@@ -585,10 +592,12 @@ def _run_block(
 
 
 def _divergence_gap(problem: Problem) -> float:
-    """10⁶ times the start's gap, but never so little that a step's noise alone would reach it.
+    """10⁶ times the start's gap; from next to the minimum, 10⁶ times what noise alone can make.
 
-    That matters for a start at the minimum or next to it, whose gap is nothing to go by.
+    A start's gap far below that of the noise is nothing to go by: every run exceeds it.
     """
     c, sigma = np.float64(problem.draggers.norm_ratio), np.float64(problem.noise.sigma)
-    noise_gap = (1 + c**2) * sigma**2 / (2 * problem.smoothness)  # ∞ where it overflows
-    return min(max(_DIVERGED * problem.initial_gap, 10 * noise_gap), np.finfo(np.float64).max)
+    gap, noise_gap = problem.initial_gap, sigma**2 / (2 * problem.smoothness)
+    if gap < noise_gap / 1000:
+        gap = (1 + c**2) * noise_gap  # ∞ where it overflows
+    return float(min(_DIVERGED * gap, np.finfo(np.float64).max))

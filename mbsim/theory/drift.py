@@ -51,9 +51,6 @@ __all__ = ["Drift", "DriftValues", "Source", "Tail", "drift", "drifts"]
 
 Array = NDArray[np.float64]
 
-# A quadrature of more than this many parts costs more than a sample does.
-_MOST_PARTS = 600
-
 
 @value
 class DriftValues:
@@ -430,7 +427,7 @@ class _Maker:
         if (self.rank is None and not lengths) or not has_quadrature(problem.noise):
             return pools
         law = MicroBatchLaw(problem, self.batch // self.m)
-        if law.parts > _MOST_PARTS:
+        if law.costly:
             return pools
         return _Quadrature(law=law, rule=self.rule, rank=self.rank, m=self.m, otherwise=pools)
 

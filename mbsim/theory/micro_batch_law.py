@@ -51,6 +51,10 @@ Mask = NDArray[np.bool_]
 _SERIES_DIM = 16
 # With radial densities of more values of μ than this, a series is the cheaper.
 _RADIAL_NODES = 32
+# A mixture of more laws than this costs more than a sample does.
+_MOST_LAWS = 400
+# From this dimension on a random walk alone makes ‖X‖² smooth enough for a series.
+_SMOOTH_WALK = 8
 # Atoms of |S_k|² are small enough when their mass times the number of micro-batches is.
 _SMALL = 0.05
 
@@ -110,9 +114,15 @@ class MicroBatchLaw:
         self._kept: dict[int, Ragged] = {}
 
     @property
-    def parts(self) -> int:
-        """How many Gaussian laws the mixture over k and over the noise along e has: the price."""
-        return self._offsets(MOST_POINTS).nodes.size if 0 < self._share < 1 else self.k.size
+    def costly(self) -> bool:
+        """Whether a sample is the cheaper: the mixture has too many laws, or too rough ones."""
+        if type(self.problem.noise) is TwoPoint and self._share == 1:
+            many = False  # a lattice, of atoms wherever it has many points
+        else:
+            many = self._offsets(MOST_POINTS).nodes.size > _MOST_LAWS
+        draggers = self.problem.draggers
+        walks = self.k[-1] > 1 and draggers.norm_ratio > 0 and draggers.coherence < 1
+        return many or bool(self._share == 1 and walks and 1 < self.walk_dim < _SMOOTH_WALK)
 
     def tails(self, grad_norm: float, level: Resolution, power: int = 0) -> Tails:
         """S, G and H.
