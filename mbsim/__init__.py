@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mbsim import clipping, errors, testing
+    from mbsim import clipping, errors, testing, theory
     from mbsim._version import __version__
     from mbsim.errors import InvalidArgument
     from mbsim.methods import SGD, Method, MicroBatchClipping
@@ -48,6 +48,7 @@ _MODULES = {
     "losses": "mbsim.problems.losses",
     "noise": "mbsim.problems.noise",
     "testing": "mbsim.testing",
+    "theory": "mbsim.theory",
 }
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "reproduce",
     "simulate",
     "testing",
+    "theory",
 ]
 
 

@@ -82,6 +82,41 @@ def _print_report(report: object, out: Path) -> None:
     )
 
 
+@app.command()
+def table1(
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(help="Numbers to fill in, such as steps=1000 sigma=1; none for symbols."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """The bounds side by side, derived from the paper's assumptions: in symbols, or in numbers."""
+    from mbsim.study.report import to_json
+    from mbsim.theory import table1 as bounds
+
+    table = bounds()
+    if not values and not json:
+        print(table)
+        return
+    rows = table.evaluate(**dict(map(_name_and_number, values or [])))
+    if json:
+        print(to_json(rows), end="")
+        return
+    for row in rows:
+        print(row.pop("method"))
+        for name, number in row.items():
+            text = f"{number:.6g}" if isinstance(number, float) else str(number)
+            print(f"  {name.replace('_', ' '):<16} {text}")
+
+
+def _name_and_number(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError:
+        raise InvalidArgument(f"{text!r} must be name=number, such as steps=1000") from None
+
+
 def main() -> None:
     """Run the command line; bad input is one line on standard error and exit code 2."""
     try:

@@ -28,6 +28,10 @@ def run(monkeypatch, capsys):
         ("reproduce", "--out", "/dev/null/figures"),
         ("reproduce", "--fast"),
         ("reproduce", "surplus"),
+        ("table1", "steps"),
+        ("table1", "steps=many"),
+        ("table1", "step=1"),
+        ("table1", "steps=-1"),
         ("repr",),
         ("--nothing",),
     ],
@@ -38,7 +42,7 @@ def test_bad_input_is_one_line_and_exit_2(run, arguments):
     assert out == ""
     assert err.startswith("mbsim: ")
     assert err.count("\n") == 1
-    assert arguments[-1].lstrip("-") in err
+    assert arguments[-1].lstrip("-").split("=")[0] in err
 
 
 def test_help_and_version(run):
@@ -48,6 +52,18 @@ def test_help_and_version(run):
     assert run("--help")[0] == 0
     assert "--quick" in run("reproduce", "--help")[1]
     assert run("--version")[1].strip() == __import__("mbsim").__version__
+
+
+def test_table1_in_symbols_and_in_numbers(run):
+    code, out, err = run("table1")
+    assert (code, err) == (0, "")
+    assert "SGD with draggers" in out
+    numbers = ["initial_gap=1", "smoothness=1", "step_size=0.01", "steps=1000", "batch_size=64",
+               "probability=0.05", "norm_ratio=20", "sigma=1", "coherence=0"]  # fmt: skip
+    assert "0.213972" in run("table1", *numbers)[1]
+    (row,) = [r for r in json.loads(run("table1", "--json", *numbers)[1])
+              if r["method"] == "SGD with draggers"]  # fmt: skip
+    assert row["bound"] == pytest.approx(0.2139720394736842, rel=1e-12)
 
 
 @pytest.fixture
