@@ -38,6 +38,8 @@ _LANE_NUMBERS = 2**20
 _MOST_NUMBERS = 2**23
 # Lanes advanced together: enough to make NumPy's overhead small, within 16 MiB for a step.
 _MOST_LANES, _BLOCK_NUMBERS = 8, 2**21
+# A second thread pays from about so many numbers in a step of each.
+_THREAD_NUMBERS = 2**16
 _BENIGN, _DRAGGER = 0, 1
 
 
@@ -75,16 +77,20 @@ def lane_width(problem: Problem, micro_batches: int) -> int:
     return max(2, min(64, _LANE_NUMBERS // numbers))
 
 
-def lanes_together(problem: Problem, micro_batches: int) -> int:
-    """How many lanes one thread advances at a time; it changes no digit."""
+def lanes_together(problem: Problem, micro_batches: int) -> tuple[int, int]:
+    """How many lanes one thread advances at a time, at least and at most; it changes no digit.
+
+    With fewer, a step is too short for threads to pay: they would wait for the interpreter.
+    """
     lane = lane_width(problem, micro_batches) * _numbers_per_step(problem, micro_batches)
-    return max(1, min(_MOST_LANES, _BLOCK_NUMBERS // lane))
+    most = max(1, min(_MOST_LANES, _BLOCK_NUMBERS // lane))
+    return min(most, -(-_THREAD_NUMBERS // lane)), most
 
 
 def block_bytes(problem: Problem, micro_batches: int) -> int:
     """About how much memory one thread needs: what is drawn ahead, and one step's arithmetic."""
     step = lane_width(problem, micro_batches) * _numbers_per_step(problem, micro_batches)
-    return 24 * lanes_together(problem, micro_batches) * (_AHEAD + step)
+    return 24 * lanes_together(problem, micro_batches)[1] * (_AHEAD + step)
 
 
 class _Step(NamedTuple):

@@ -316,7 +316,8 @@ def simulate(
     )
     workers = min(_check_threads(threads), max(1, _MEMORY // plan.block_bytes))
     n_lanes = -(-plan.replicates // plan.width)
-    block = max(1, min(plan.lanes_together, n_lanes // workers))
+    fewest, most = plan.lanes_together
+    block = max(fewest, min(most, n_lanes // workers))
     blocks = [range(i, min(i + block, n_lanes)) for i in range(0, n_lanes, block)]
 
     out = _Arrays.empty(plan)
@@ -411,7 +412,7 @@ class _Plan:
     recorded: NDArray[np.int64]
     engine: str
     width: int
-    lanes_together: int
+    lanes_together: tuple[int, int]
     block_bytes: int
 
     def build(self, lanes: list[int]) -> _Engine:
@@ -454,7 +455,7 @@ def _plan(
         engine=engine,
         width=_lane_width(engine, problem, batch_size, micro_batches),
         lanes_together=(
-            1 if engine == "reference" else exact_law.lanes_together(problem, micro_batches)
+            (1, 1) if engine == "reference" else exact_law.lanes_together(problem, micro_batches)
         ),
         block_bytes=(
             reference.block_bytes(problem, batch_size)

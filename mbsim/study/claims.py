@@ -139,7 +139,7 @@ def sgd_same_rate(*, quick: bool = False, rng: int = 0, tilt: float = 0.0) -> Ve
 
     Source: [Wang2024] Theorem 4.1; theory page, section 4.
     """
-    horizons = tuple(2**k for k in (range(9, 13) if quick else range(10, 15)))
+    horizons = tuple(2**k for k in (range(9, 13) if quick else range(9, 14)))
     draggers = Draggers(probability=STRONG.probability, norm_ratio=STRONG.norm_ratio, tilt=tilt)
     p, c = draggers.probability, draggers.norm_ratio
     check_integer("rng", rng, minimum=0)
@@ -210,7 +210,7 @@ def clipping_ahead_early(*, quick: bool = False, rng: int = 0, draggers: bool = 
 
     Source: [Wang2024] Theorems 4.1, 4.2 and Table 1; theory page, 5.6.
     """
-    last = 1000 if quick else 3000
+    last = 1000 if quick else 2000
     horizons = np.unique(np.geomspace(20, last, 10 if quick else 16).astype(int))
     step_sizes = [0.02 * 2**k for k in range(0, 7, 2 if quick else 1)]
     simulations = _Simulations("clipping-ahead-early", rng, 64 if quick else 128)
@@ -410,7 +410,7 @@ def trajectories(*, quick: bool = False, rng: int = 0) -> dict[str, Any]:
     Returns:
         Plain data: for each noise and each method a curve of points with 99 % intervals.
     """
-    step_size, steps = 0.02, 1000 if quick else 4000
+    step_size, steps = 0.02, 1000 if quick else 3000
     simulations = _Simulations("trajectories", rng, 64 if quick else 128)
     shown_steps = np.unique(np.geomspace(1, steps, 60).astype(int))
     curves: dict[str, Any] = {"step_size": step_size, "batch_size": BATCH}
