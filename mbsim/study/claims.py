@@ -49,6 +49,8 @@ BATCH = 64
 DIM, BENIGN = 16, 8
 SKEWED = TwoPoint(sigma=1.0, rare=0.05)
 SYMMETRIC = Gaussian(sigma=1.0)
+# Of the sweep over b, quick or not: the sizes, the step size, and step size times steps.
+_SWEEPS = {True: ((1, 4, 16, 64), 0.02, 20), False: ((1, 2, 4, 8, 16, 32, 64), 0.01, 30)}
 _LAWS: dict[str, NoiseLaw] = {"skewed": SKEWED, "symmetric": SYMMETRIC}
 STRONG = Draggers(probability=0.05, norm_ratio=20.0)
 NONE = Draggers(probability=0.0, norm_ratio=0.0)
@@ -210,7 +212,7 @@ def clipping_ahead_early(*, quick: bool = False, rng: int = 0, draggers: bool = 
 
     Source: [Wang2024] Theorems 4.1, 4.2 and Table 1; theory page, 5.6.
     """
-    last = 1000 if quick else 2000
+    last = 700 if quick else 2000
     horizons = np.unique(np.geomspace(20, last, 10 if quick else 16).astype(int))
     step_sizes = [0.02 * 2**k for k in range(0, 7, 2 if quick else 1)]
     simulations = _Simulations("clipping-ahead-early", rng, 64 if quick else 128)
@@ -354,9 +356,8 @@ def sweet_spot(
     """
     if noise not in _LAWS:
         raise InvalidArgument(f"noise={shown(noise)} must be 'skewed' or 'symmetric'")
-    sizes, step_size = ([1, 4, 16, 64], 0.02) if quick else ([1, 2, 4, 8, 16, 32, 64], 0.01)
-    check_integer("rng", rng, minimum=0)
-    floors_sq = _floors_sq(tuple(sizes), step_size, noise, draggers, 64 if quick else 128, rng)
+    sizes, step_size, _ = _SWEEPS[quick]
+    floors_sq = _floors_sq(noise, draggers, quick, check_integer("rng", rng, minimum=0))
     if shuffle:
         floors_sq = np.random.default_rng([rng, 1]).permuted(floors_sq, axis=1)
     choose, test = _halves(floors_sq)
@@ -387,21 +388,15 @@ def sweet_spot(
 
 
 @functools.lru_cache(maxsize=4)  # the control with shuffled labels reads the claim's own data
-def _floors_sq(
-    sizes: tuple[int, ...],
-    step_size: float,
-    noise: str,
-    draggers: bool,
-    replicates: int,
-    rng: int,
-) -> Array:
+def _floors_sq(noise: str, draggers: bool, quick: bool, rng: int) -> Array:
     """Squared floors, ``[replicates, sizes]``."""
-    simulations = _Simulations(f"sweet-spot {noise} {draggers}", rng, replicates)
+    simulations = _Simulations(f"sweet-spot {noise} {draggers}", rng, 64 if quick else 128)
     problem = _problem(_LAWS[noise], STRONG if draggers else NONE, grad_norm=0.2)
-    return np.stack(
-        [simulations.floor_sq(problem, _method(b), step_size=step_size, time=30) for b in sizes],
-        axis=1,
+    sizes, step_size, time = _SWEEPS[quick]
+    floors = (
+        simulations.floor_sq(problem, _method(b), step_size=step_size, time=time) for b in sizes
     )
+    return np.stack(list(floors), axis=1)
 
 
 def trajectories(*, quick: bool = False, rng: int = 0) -> dict[str, Any]:
@@ -410,7 +405,7 @@ def trajectories(*, quick: bool = False, rng: int = 0) -> dict[str, Any]:
     Returns:
         Plain data: for each noise and each method a curve of points with 99 % intervals.
     """
-    step_size, steps = 0.02, 1000 if quick else 3000
+    step_size, steps = 0.02, 600 if quick else 3000
     simulations = _Simulations("trajectories", rng, 64 if quick else 128)
     shown_steps = np.unique(np.geomspace(1, steps, 60).astype(int))
     curves: dict[str, Any] = {"step_size": step_size, "batch_size": BATCH}
