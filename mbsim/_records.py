@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
-import tempfile
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from mbsim import clipping, methods
+from mbsim._files import replacing
 from mbsim._version import __version__
 from mbsim.errors import InvalidArgument
 from mbsim.problems import draggers, losses, noise, problem
@@ -85,14 +84,8 @@ def save(run: Any, path: Path) -> None:
         elif field.name not in ("problem", "method"):  # the provenance has them
             plain[field.name] = describe(content)
     meta = json.dumps({"format": _FORMAT, **plain})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, meta=np.array(meta), **arrays)  # numbers only, so nothing is pickled
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as file:
+        np.savez(file, meta=np.array(meta), **arrays)  # numbers only, so nothing is pickled
 
 
 def load(path: Path, cls: type) -> dict[str, Any]:

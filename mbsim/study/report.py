@@ -14,6 +14,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
+from mbsim._files import replacing
 from mbsim._progress import progress
 from mbsim._version import __version__
 from mbsim.errors import InvalidArgument, check_integer, shown
@@ -181,7 +182,8 @@ def reproduce(
         plots.draw_report(report.to_dict(), folder)
     seconds["all"] = round(time.perf_counter() - started, 2)
     report.made_with.update(_versions(), seconds=seconds)
-    _write(folder / "report.json", to_json(report.to_dict()))
+    with replacing(folder / "report.json") as file:
+        file.write(to_json(report.to_dict()).encode())
     return report
 
 
@@ -217,16 +219,3 @@ def _versions() -> dict[str, Any]:
     names = ("numpy", "scipy", "matplotlib", "scikit-learn")
     found = {name: metadata.version(name) for name in names}
     return {"mbsim": __version__, "python": platform.python_version(), **found}
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
