@@ -324,7 +324,9 @@ def _least_maximum(intercepts: Array, slopes: Array, least: float) -> float:
         x = (intercepts[falling] - intercepts[rising]) / (slopes[rising] - slopes[falling])
         heights = intercepts + slopes * x
         top = int(np.argmax(heights))
-        if heights[top] <= heights[falling] * (1 + 1e-13):
+        # Lines may meet in one point but for rounding; any x is sound, so that near is enough.
+        rounding = 1e-12 * (intercepts[top] + abs(slopes[top] * x))
+        if top in (falling, rising) or heights[top] <= heights[falling] + rounding:
             return float(x)
         if slopes[top] < 0:
             falling = top
@@ -354,7 +356,7 @@ def certificate(
     half_step = eta * drift.smoothness / 2
     curve = _Curve.empty(drift, half_step, rate)
     refusal = None if math.isfinite(reach) else _refuse(drift, half_step, curve.quantile)
-    if refusal:
+    if refusal is not None:
         return refusal
     found = _solve(curve, gap / (eta * horizon), reach)
     if not math.isfinite(found.value):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mbsim.clipping import FixedNorm, Rule, UnitNorm
 from mbsim.errors import InvalidArgument, shown
-from mbsim.problems.micro_batches import MicroBatches, draw_micro_batches
+from mbsim.problems.micro_batches import MicroBatches, draw_micro_batches, norms
 from mbsim.problems.problem import Problem
 from mbsim.theory.layer_cake import Pool, from_factors, from_own_factors, from_pool
 
@@ -64,6 +64,15 @@ class Estimate:
     df: int
 
 
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Micro-batches of one block, and squares that do not depend on r either."""
+
+    drawn: MicroBatches
+    across_sq: Array
+    dragger_sq: Array
+
+
 class Pools:
     """Sampled micro-batches of one problem, in blocks that are drawn when they are first needed.
 
@@ -90,7 +99,7 @@ class Pools:
         wanted = min(_BLOCK, _EXAMPLES // self.b) // _POOLS
         steps = max(_STEPS_PER_POOL, wanted // self.m)
         self.size = steps * self.m
-        self._blocks: list[MicroBatches] = []
+        self._blocks: list[_Block] = []
 
     @property
     def block(self) -> int:
@@ -121,11 +130,14 @@ class Pools:
             key = (*self.seed.spawn_key, len(self._blocks))
             rng = Generator(SFC64(SeedSequence(self.seed.entropy, spawn_key=key)))
             shape = (_POOLS, self.size)
-            self._blocks.append(draw_micro_batches(self.problem, self.b, shape, rng))
-        drawn, draggers = self._blocks[number], self.problem.draggers
+            drawn = draw_micro_batches(self.problem, self.b, shape, rng)
+            self._blocks.append(_Block(drawn, np.square(drawn.across), drawn.dragger_sq()))
+        block, draggers = self._blocks[number], self.problem.draggers
+        drawn = block.drawn
         length = float(draggers.length(np.array(grad_norm), self.problem.noise.sigma))
         along = drawn.along(grad_norm, length, draggers)
-        pool = Pool(along=along, shared=drawn.shared * length, norms=drawn.norms(along, length))
+        x = norms(along, block.across_sq, block.dragger_sq, length)
+        pool = Pool(along=along, shared=drawn.shared * length, norms=x)
         progress, second = self._drift_of(pool)
         benign = 1 - draggers.probability
         expected = benign * grad_norm + (1 - benign) * draggers.along * length
