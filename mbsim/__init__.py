@@ -14,21 +14,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mbsim import clipping, errors, testing, theory
+    from mbsim import clipping, errors, strategies, testing, theory
     from mbsim._version import __version__
     from mbsim.errors import InvalidArgument
     from mbsim.methods import SGD, Method, MicroBatchClipping
     from mbsim.problems import losses, noise
     from mbsim.problems.draggers import Draggers
     from mbsim.problems.problem import Problem
-    from mbsim.simulation.run import Run, draw_updates, simulate
+    from mbsim.simulation.run import Run, draw_updates
     from mbsim.study.compare import compare
     from mbsim.study.report import reproduce
+    from mbsim.study.sweet_spot import phase_diagram, sweet_spot
+    from mbsim.study.tuning import simulate
+    from mbsim.theory.drift import Drift, drift
     from mbsim.verdicts import Verdict
 
 # Where each public name lives.
 _HOMES = {
     "Draggers": "mbsim.problems.draggers",
+    "Drift": "mbsim.theory.drift",
     "InvalidArgument": "mbsim.errors",
     "Method": "mbsim.methods",
     "MicroBatchClipping": "mbsim.methods",
@@ -39,14 +43,18 @@ _HOMES = {
     "__version__": "mbsim._version",
     "compare": "mbsim.study.compare",
     "draw_updates": "mbsim.simulation.run",
+    "drift": "mbsim.theory.drift",
+    "phase_diagram": "mbsim.study.sweet_spot",
     "reproduce": "mbsim.study.report",
-    "simulate": "mbsim.simulation.run",
+    "simulate": "mbsim.study.tuning",
+    "sweet_spot": "mbsim.study.sweet_spot",
 }
 _MODULES = {
     "clipping": "mbsim.clipping",
     "errors": "mbsim.errors",
     "losses": "mbsim.problems.losses",
     "noise": "mbsim.problems.noise",
+    "strategies": "mbsim.strategies",
     "testing": "mbsim.testing",
     "theory": "mbsim.theory",
 }
@@ -54,6 +62,7 @@ _MODULES = {
 __all__ = [
     "SGD",
     "Draggers",
+    "Drift",
     "InvalidArgument",
     "Method",
     "MicroBatchClipping",
@@ -64,11 +73,15 @@ __all__ = [
     "clipping",
     "compare",
     "draw_updates",
+    "drift",
     "errors",
     "losses",
     "noise",
+    "phase_diagram",
     "reproduce",
     "simulate",
+    "strategies",
+    "sweet_spot",
     "testing",
     "theory",
 ]

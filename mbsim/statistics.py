@@ -17,7 +17,16 @@ from scipy import special
 
 from mbsim.errors import InvalidArgument, check_array, check_finite, check_number, shown
 
-__all__ = ["Interval", "difference", "log_log_slope", "mean", "ratio"]
+__all__ = [
+    "Interval",
+    "difference",
+    "exactly",
+    "from_error",
+    "log_log_slope",
+    "mean",
+    "median",
+    "ratio",
+]
 
 
 def _t_quantile(df: float, tail: float) -> float:
@@ -121,6 +130,61 @@ def mean(sample: ArrayLike, *, false_positive_rate: float, resampled: float = 0.
     estimate, error = _mean_and_error(values)
     error *= math.sqrt(1 + values.size * check_number("resampled", resampled, minimum=0))
     return _interval(estimate, error, values.size - 1, rate)
+
+
+def exactly(number: float) -> Interval:
+    """A number that is not random, as an interval of length 0.
+
+    >>> print(exactly(2.0))
+    2 [2, 2]
+    """
+    return Interval(
+        estimate=number,
+        low=number,
+        high=number,
+        standard_error=0.0,
+        false_positive_rate=0.0,
+        df=math.inf,
+    )
+
+
+def from_error(
+    estimate: float, standard_error: float, df: float, *, false_positive_rate: float
+) -> Interval:
+    """Student's interval of an estimate whose standard error is known.
+
+    >>> print(from_error(2.0, 0.1, 30, false_positive_rate=0.05))
+    2 [1.796, 2.204]
+    """
+    rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
+    return _interval(estimate, standard_error, df, rate)
+
+
+def median(sample: ArrayLike, *, false_positive_rate: float) -> Interval:
+    """The median of independent values, between two order statistics: exact for every law.
+
+    Below the median lies a binomial number of the values. Where there are too few values for the
+    rate, or one is NaN, the interval is everything.
+
+    >>> print(median(range(1, 12), false_positive_rate=0.05))
+    6 [2, 10]
+    """
+    rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
+    values = np.sort(_sample("sample", sample))
+    n = values.size
+    # The most values k with P(Binomial(n, ½) < k) ≤ rate/2; then the k-th from each end are limits.
+    k = int((special.bdtr(np.arange(n), n, 0.5) <= rate / 2).sum())
+    if k == 0 or np.isnan(values).any():
+        return _interval(float(np.median(values)), math.inf, n - 1, rate)
+    low, high = float(values[k - 1]), float(values[n - k])
+    return Interval(
+        estimate=float(np.median(values)),
+        low=low,
+        high=high,
+        standard_error=(high - low) / (2 * _t_quantile(n - 1, rate / 2)),
+        false_positive_rate=rate,
+        df=n - 1,
+    )
 
 
 def difference(

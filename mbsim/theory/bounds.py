@@ -21,11 +21,12 @@ needs no condition on T, and for SGD its constant is half as large.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cache
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sympy
@@ -43,6 +44,9 @@ from mbsim.theory.formula import (
     specialised,
     symbols,
 )
+
+if TYPE_CHECKING:
+    from mbsim.verdicts import Verdict
 
 __all__ = [
     "Bound",
@@ -130,6 +134,8 @@ class Bound(Formula):
         subject: the left side.
         assumptions: what is assumed, a sentence each.
         conditions: what the settings must satisfy besides.
+        fixed: what has been filled in already, by code name, where the expression holds for one
+            setting alone; a run of another setting is not judged by it.
 
     >>> Bound(name="a certificate", kind="upper bound", expression=sympy.Float(0.25),
     ...       source="theory page, section 8").value
@@ -140,6 +146,7 @@ class Bound(Formula):
     subject: Subject = Subject.GRADIENT
     assumptions: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = ()
+    fixed: Mapping[str, float | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         _check_choice("kind", self.kind, tuple(KINDS))
@@ -174,6 +181,55 @@ class Bound(Formula):
             result &= compare(*(numbers_of(side, known) for side in condition.relation.args))
         return bool(result) if result.ndim == 0 else result
 
+    def check(
+        self,
+        run: Any,
+        *,
+        gate: bool = True,
+        false_positive_rate: float = 1e-3,
+        rng: int = 0,
+        **known: float,
+    ) -> Verdict:
+        """Hold the bound against a run: its simulated left side against the right side.
+
+        The assumptions are measured on the run first (smoothness along its path, the noise's mean
+        and variance, the draggers' share, length and angles); the settings come from the run; what
+        is left, such as the alignment λ, is measured on sampled steps at the gradient norms that
+        the run visited, and taken on the safe side.
+
+        Args:
+            run: a :class:`~mbsim.Run`; for a weighted average with every step recorded.
+            gate: whether a broken assumption or condition ends the matter as "not applicable".
+                Negative controls run with the gate off.
+            false_positive_rate: the probability of a wrong decision.
+            rng: the seed of what is measured, an integer.
+            **known: quantities that you know better than a measurement, by code name.
+
+        Returns:
+            A :class:`~mbsim.Verdict`: an upper bound is supported if the run's mean lies below it
+            beyond chance. Its `details` have the values, the slack (right side over left side) and
+            whether the bound is vacuous: no lower than the squared gradient norm at the start.
+
+        Raises:
+            InvalidArgument: for bounds that are not about a run, runs that do not know their
+                problem, and unknown names.
+
+        >>> import mbsim
+        >>> problem = mbsim.Problem(
+        ...     loss=mbsim.losses.Quadratic(np.ones(8)), noise=mbsim.noise.Gaussian(sigma=1.0),
+        ...     draggers=mbsim.Draggers(probability=0.05, norm_ratio=20.0),
+        ...     benign_dim=4, start=np.full(8, 0.5))
+        >>> run = mbsim.simulate(problem, mbsim.SGD(), batch_size=64, step_size=0.05, steps=200,
+        ...                      replicates=64, rng=0)
+        >>> sgd_bound().check(run).status
+        'supported'
+        """
+        from mbsim.theory.checking import check
+
+        return check(
+            self, run, gate=gate, false_positive_rate=false_positive_rate, rng=rng, **known
+        )
+
     def latex(self) -> str:
         """Both sides in LaTeX, abbreviations kept (see :attr:`definitions`)."""
         return f"{self.subject.latex} {KINDS[self.kind][1]} {super().latex()}"
@@ -202,9 +258,16 @@ _A4 = (
     "with mean cosine γ between two of them"
 )
 _MODEL = (_A1, _A2, _A3, _A4)
-_ALGORITHM_1 = "the rule is the smallest norm (Algorithm 1)"
-_INCOHERENT = "the draggers are incoherent (γ = 0)"
-_SYMMETRIC_ACROSS = "the noise across the gradient is symmetric given the noise along it"
+ALGORITHM_1 = "the rule is the smallest norm (Algorithm 1)"
+INCOHERENT = "the draggers are incoherent (γ = 0)"
+SYMMETRIC_ACROSS = "the noise across the gradient is symmetric given the noise along it"
+UNCLIPPED = "nothing is clipped (SGD, or a single micro-batch)"
+NO_DRAGGERS = "there are no draggers"
+GAUSSIAN = "the noise is Gaussian and isotropic in n dimensions"
+ALONG = {
+    "unimodal": "noise along the gradient is symmetric and unimodal given k and the rest",
+    "independent": "noise along the gradient is symmetric and independent of the rest given k",
+}
 
 # The letters of the theory page, so that the theorems read as they do there.
 Δ, L, η, T, r = symbols("initial_gap", "smoothness", "step_size", "steps", "grad_norm")
@@ -297,7 +360,7 @@ def sgd_bound(form: str = "plain") -> Bound:
     return Bound(
         name="SGD with draggers",
         kind="upper bound",
-        assumptions=_MODEL,
+        assumptions=(*_MODEL, UNCLIPPED),
         source=_source("4 (Theorem 1)", "Theorem 4.1"),
         **_descended(form, rate=q, second_moment=(K_g, K_σ * σ**2)),
     )
@@ -310,13 +373,16 @@ def clean_sgd_bound(form: str = "plain") -> Bound:
     'the average of E‖∇L(w_t)‖² over the steps ≤ 2*Δ/(T*η) + L*η*σ**2/B, if η <= 1/L'
     """
     bound = _at(sgd_bound(form), {p: 0})
-    return replace(bound, name="SGD without draggers", assumptions=_MODEL[:3])
+    assumptions = (*_MODEL[:3], UNCLIPPED, NO_DRAGGERS)
+    return replace(bound, name="SGD without draggers", assumptions=assumptions)
 
 
 def _incoherent_sgd_bound(form: str = "plain") -> Bound:
     """Theorem 1 at γ = 0."""
     bound = _at(sgd_bound(form), {γ: 0})
-    return replace(bound, name="SGD, incoherent draggers", assumptions=(*_MODEL, _INCOHERENT))
+    return replace(
+        bound, name="SGD, incoherent draggers", assumptions=(*bound.assumptions, INCOHERENT)
+    )
 
 
 def sgd_tuned_bound(form: str = "plain") -> Bound:
@@ -378,7 +444,7 @@ def clipping_drift_bound(form: str = "plain") -> Bound:
         name="progress of clipping, any noise",
         kind="lower bound",
         subject=Subject.PROGRESS,
-        assumptions=(_A3, _A4, _ALGORITHM_1),
+        assumptions=(_A3, _A4, ALGORITHM_1),
         source=_source("5.1"),
         expression=v * bracket,
     )
@@ -433,7 +499,7 @@ def clipping_bound(form: str = "plain", *, damped: bool = True) -> Bound:
         name="clipping, any noise" + ("" if damped else ", not damped"),
         kind="upper bound",
         subject=Subject.WEIGHTED_GRADIENT,
-        assumptions=(*_MODEL, _ALGORITHM_1),
+        assumptions=(*_MODEL, ALGORITHM_1),
         source=_source("5.2 (Theorem 2)", "Theorem 4.2"),
         **_descended(
             form,
@@ -470,7 +536,7 @@ def bias_bound(form: str = "plain") -> Bound:
         name="bias of clipping",
         kind="limit",
         subject=Subject.BIAS,
-        assumptions=(_A3, _A4, _ALGORITHM_1),
+        assumptions=(_A3, _A4, ALGORITHM_1),
         source=_source("5.2", "Theorem 4.2"),
         expression=sympy.powsimp(expression),
     )
@@ -518,7 +584,7 @@ def clipping_concentrated_drift_bound() -> Bound:
         name="progress of clipping, concentrated norms",
         kind="lower bound",
         subject=Subject.PROGRESS,
-        assumptions=(_A3, _A4, _ALGORITHM_1),
+        assumptions=(_A3, _A4, ALGORITHM_1),
         source=_source("5.3"),
         expression=λ * r - f - across,
     )
@@ -546,7 +612,7 @@ def clipping_concentrated_bound(form: str = "plain", *, averaging: bool = False)
     return Bound(
         name="clipping, concentrated norms",
         kind="upper bound",
-        assumptions=(*_MODEL, _ALGORITHM_1, *assumptions),
+        assumptions=(*_MODEL, ALGORITHM_1, *assumptions),
         source=_source("5.3 (Theorem 2)", "Theorem 4.2"),
         **_descended(
             form,
@@ -587,7 +653,7 @@ def second_moment_bound(*, averaging: bool = False) -> Bound:
         name="second moment of clipping" + (", averaging" if averaging else ""),
         kind="upper bound",
         subject=Subject.SECOND_MOMENT,
-        assumptions=(_A3, _A4, _ALGORITHM_1, *assumptions),
+        assumptions=(_A3, _A4, ALGORITHM_1, *assumptions),
         source=_source("5.4" if averaging else "5.3"),
         expression=per_gradient * r**2 + constant,
     )
@@ -599,7 +665,7 @@ def _second_moment(*, averaging: bool) -> tuple[tuple[str, ...], tuple[sympy.Exp
         return (), (M_1, M_0)
     squares = (specialised(M_1, {γ: 0}), specialised(M_0, {γ: 0}))
     products = (q**2, q * σ_e**2 / b)
-    return (_INCOHERENT, _SYMMETRIC_ACROSS), (
+    return (INCOHERENT, SYMMETRIC_ACROSS), (
         squares[0] / m + (1 - 1 / m) * products[0],
         squares[1] / m + (1 - 1 / m) * products[1],
     )
@@ -657,7 +723,7 @@ def norm_spread_bound(*, gaussian: bool = False) -> Bound:
 
     Source: theory page, section 5.3.
     """
-    noise = ("the noise is Gaussian and isotropic in n dimensions",) if gaussian else ()
+    noise = (GAUSSIAN,) if gaussian else ()
     return Bound(
         name="spread of a micro-batch's benign norm",
         kind="upper bound",
@@ -692,15 +758,11 @@ def symmetric_bound(
     Source: theory page, section 6.
     """
     _check_choice("part", part, ("unimodal", "independent"))
-    along = {
-        "unimodal": "noise along the gradient is symmetric and unimodal given k and the rest",
-        "independent": "noise along the gradient is symmetric and independent of the rest given k",
-    }
     assumptions, second_moment = _second_moment(averaging=averaging)
     return Bound(
         name="clipping, symmetric noise" + (", unimodal" if part == "unimodal" else ""),
         kind="upper bound",
-        assumptions=(*_MODEL, _ALGORITHM_1, along[part], *assumptions),
+        assumptions=(*_MODEL, ALGORITHM_1, ALONG[part], *assumptions),
         source=_source("6 (Theorem 3)"),
         **_descended(
             form, rate=q_star / m if part == "unimodal" else Λ, second_moment=second_moment

@@ -9,7 +9,9 @@ then (1/T) Σ E r_t² ≤ xΔ/(ηT) + y, whatever the loss. The least such value
 dual is the largest mean of r² that a law of r with mean f(r) ≤ Δ/(ηT) can have, so no more follows
 from f alone. For ½L‖w‖² that is nearly what a run does.
 
-**What is proven, and what is measured.** Given A and M, the program is solved on a grid of r with
+**What is proven, and what is measured.** Without clipping, and without noise, f = slope r² − b is
+written down and x = 1/slope, y = bx. Otherwise, given A and M, the program is solved on a grid of r
+with
 
 * r = 0, a node;
 * *large r*: beyond the grid f(r) ≥ f_∞ r² − a r − b, proven by coupling a step to the same step
@@ -18,13 +20,12 @@ from f alone. For ½L‖w‖² that is nearly what a run does.
 * *sampled A and M*: in the place of f a lower confidence limit, for all nodes at once
   (Bonferroni);
 * *quadrature*: the error estimated from two resolutions taken off f;
-* *between the nodes*: f/(r² + r₀²) is interpolated by a cubic spline over asinh(r/r₀), and a margin
-  taken off. This margin is measured, not proven: A has no second derivative that one could bound
-  (two-point noise gives it kinks). Where a midpoint has been evaluated, the margin is twice the
-  deviation of the spline there, found before the midpoint was a node; elsewhere it is the error of
-  *linear* interpolation, several times that of a spline. (What is proven is that A is Lipschitz,
-  for a clipped step moves by at most (1/m) Σ‖ΔX_j‖ + max‖ΔX_j‖; but it would take
-  hundreds of nodes to make use of it.)
+* *between the nodes*: f/(r² + r₀²) is interpolated by a cubic spline over s = asinh(r/r₀), a margin
+  is taken off, and y is the highest r² − x f of what is left, not only at the nodes. The margin is
+  measured, not proven: A has no second derivative that one could bound (two-point noise gives it
+  kinks). It follows from fourth differences: of a smooth f it is a large multiple of the spline's
+  error, and at a kink about that error. (What is proven is that A is Lipschitz, for a clipped step
+  moves by at most (1/m) Σ‖ΔX_j‖ + max‖ΔX_j‖; but it would take hundreds of nodes to use it.)
 
 Source: the theory page, section 8.
 """
@@ -33,6 +34,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,7 +42,7 @@ from numpy.typing import NDArray
 from scipy import interpolate, optimize, special
 
 from mbsim._values import value
-from mbsim.errors import check_integer, check_number
+from mbsim.errors import InvalidArgument, check_integer, check_number
 from mbsim.statistics import Interval
 from mbsim.theory.drift import Drift
 from mbsim.theory.sources import DriftValues
@@ -48,9 +50,10 @@ from mbsim.theory.sources import DriftValues
 if TYPE_CHECKING:
     from mbsim.theory.bounds import Bound
 
-__all__ = ["Certificate", "Refusal", "certificate", "floor_interval"]
+__all__ = ["Certificate", "Refusal", "certificate", "floor_interval", "tuned_step_size"]
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 # Distance of the first nodes in asinh(r/r₀), and of those that are added far out.
 _SPACING, _FAR_SPACING = 0.5, 0.8
@@ -60,8 +63,13 @@ _FIRST_REACH = 10.0
 _MARGIN = 1e-3
 # Points between two nodes at which the interpolant is looked at, and the most nodes of a grid.
 _BETWEEN, _MOST_NODES = 8, 400
+# Near a top of r² − x f so often are points put 8 times as close: its height is then right to 1e-9.
+_ZOOMS = 4
 # The least x f_∞ where f may fall short of f_∞ r² by a multiple of r.
-_LEAST_SLOPE = 1.0001
+_LEAST_SLOPE = 1.001
+# A step size is tuned when, on a grid refined for it, it moves by no more than this share; after so
+# many turns it is what it is. Sampled certificates that it is tuned for have this rate.
+_TUNED, _MOST_TURNS, _RATE = 1e-3, 20, 1e-6
 
 
 @value
@@ -74,7 +82,7 @@ class Certificate:
         step_size: η; steps: T; initial_gap: Δ.
         limited_by: the gradient norms at which x f(r) + y comes down to r²; infinite where large
             gradients limit it.
-        grad_norms: the nodes of the grid.
+        grad_norms: the nodes of the grid; none where f is written down.
         margin: the share of the value that is owed to margins between the nodes.
         confidence: 1 where A and M are exact or integrated; else the probability that the sampled
             A and M do not make the bound too small.
@@ -149,156 +157,229 @@ class Refusal:
 
 @dataclass(frozen=True)
 class _Curve:
-    """f at nodes, and what lies between them.
+    """A and M at nodes: what every step size can use.
 
     Attributes:
-        drift: where A and M come from; half_step: λ.
-        scale: r₀: nodes lie evenly in s = asinh(r/r₀) at first.
-        quantile: how many standard errors are taken off.
-        s: nodes; `shape`: f/(r² + r₀²) there; `error`: what the errors in A and M may make of it.
-        tested: for each interval, the deviation of the interpolant at a midpoint; NaN if untested.
-        sampled: whether any value is.
+        drift: where A and M come from; `rate`: how often their errors may be larger than allowed.
+        reach: r at the last node.
+        s: the nodes, s = asinh(r/r₀); `values`: A and M there.
     """
 
     drift: Drift
-    half_step: float
-    scale: float
-    quantile: float
+    rate: float
+    reach: float
     s: Array
-    shape: Array
-    error: Array
-    tested: Array
-    methods: frozenset[str]
+    values: DriftValues
 
     @classmethod
-    def empty(cls, drift: Drift, half_step: float, rate: float) -> _Curve:
-        none = np.zeros(0)
-        df = _sampled_df(drift)
-        quantile = -float(special.stdtrit(df, rate / _MOST_NODES)) if math.isfinite(df) else 0.0
-        return cls(
-            drift=drift,
-            half_step=half_step,
-            scale=drift.scale or 1.0,
-            quantile=quantile,
-            s=none,
-            shape=none,
-            error=none,
-            tested=none,
-            methods=frozenset(),
-        )
+    def first(cls, drift: Drift, rate: float, reach: float) -> _Curve:
+        """The curve with its first nodes, from 0 to `reach`; if that is infinite, far enough."""
+        scale = drift.scale or 1.0
+        if math.isinf(reach):
+            reach = max(_FIRST_REACH * drift.noise_size, 4 * scale)
+        end = math.asinh(reach / scale)
+        # A spline and its margins want a few nodes.
+        s = np.linspace(0.0, end, max(8, math.ceil(end / _SPACING) + 1))
+        none = drift.source.values(np.zeros(0), None)
+        return cls(drift, rate, reach, np.zeros(0), none).with_nodes(s)
+
+    @property
+    def scale(self) -> float:
+        """r₀."""
+        return self.drift.scale or 1.0
+
+    @property
+    def sampled(self) -> bool:
+        """Whether any value is."""
+        return bool(np.isfinite(self.values.df).any())
 
     def norm(self, s: Array) -> Array:
         """r at s."""
         r: Array = self.scale * np.sinh(s)
-        return r
+        return np.where(s == math.asinh(self.reach / self.scale), self.reach, r)
 
-    def with_nodes(self, s: Array, tested: Array) -> _Curve:
-        """The curve with these nodes, the new ones evaluated."""
-        new = s[~np.isin(s, self.s)]
-        values = self.drift.source.values(self.norm(new), None)
-        f, standard, numerical = values.descent(self.half_step)
-        error = self.quantile * standard + numerical
-        size = np.square(self.scale * np.cosh(new))
-        order = np.argsort(np.concatenate([self.s, new]))
-        return replace(
-            self,
-            s=np.concatenate([self.s, new])[order],
-            shape=np.concatenate([self.shape, f / size])[order],
-            error=np.concatenate([self.error, error / size])[order],
-            tested=tested,
-            methods=self.methods | set(values.method.tolist()),
-        )
+    def size(self, s: Array) -> Array:
+        """r² + r₀² at s."""
+        size: Array = np.square(self.scale * np.cosh(s))
+        return size
+
+    def with_nodes(self, s: Array) -> _Curve:
+        """The curve with these nodes too."""
+        values = self.drift.source.values(self.norm(s), None)
+        nodes = np.concatenate([self.s, s])
+        order = np.argsort(nodes)
+        joined = {
+            name: np.concatenate([array, vars(values)[name]])[order]
+            for name, array in vars(self.values).items()
+        }
+        return replace(self, s=nodes[order], values=DriftValues(**joined))
 
     def up_to(self, reach: float) -> _Curve:
-        """The curve with nodes up to r = `reach` and not beyond."""
+        """The curve with more nodes, if it needs them to come to r = `reach`."""
+        if reach <= self.reach:
+            return self
         end = math.asinh(reach / self.scale)
-        start, spacing = (self.s[-1], _FAR_SPACING) if self.s.size else (0.0, _SPACING)
-        added = np.linspace(start, end, max(2, math.ceil((end - start) / spacing) + 1))
-        added = added[1:] if self.s.size else added
-        if not self.s.size and added.size < 8:  # a spline and its margins want a few nodes
-            added = np.linspace(start, end, 8)
-        tested = np.full(self.s.size + added.size - 1, math.nan)
-        tested[: self.tested.size] = self.tested
-        return self.with_nodes(np.concatenate([self.s, added]), tested)
+        count = max(2, math.ceil((end - self.s[-1]) / _FAR_SPACING) + 1)
+        return replace(self, reach=reach).with_nodes(np.linspace(self.s[-1], end, count)[1:])
 
-    def refined(self, intervals: NDArray[np.bool_]) -> _Curve:
-        """The curve with a node in the middle of some intervals, by which they are tested."""
-        chosen = np.flatnonzero(intervals)
-        middles = (self.s[chosen] + self.s[chosen + 1]) / 2
-        before = interpolate.CubicSpline(self.s, self.shape)(middles)
-        places = np.arange(self.s.size - 1)
-        halves = np.repeat(places, np.where(intervals, 2, 1))
-        finer = self.with_nodes(np.sort(np.append(self.s, middles)), self.tested[halves])
-        deviation = np.zeros(places.size)
-        deviation[chosen] = np.abs(finer.shape[np.searchsorted(finer.s, middles)] - before)
-        tested = np.where(intervals[halves], deviation[halves], finer.tested)
-        return replace(finer, tested=tested)
+    def refined(self, intervals: Mask) -> _Curve:
+        """The curve with a node in the middle of some intervals."""
+        chosen = np.flatnonzero(intervals)[: _MOST_NODES - self.s.size]
+        return self.with_nodes((self.s[chosen] + self.s[chosen + 1]) / 2)
 
-    @property
+
+@dataclass(frozen=True)
+class _Descent:
+    """f = r A − λ M between and at the nodes of a curve, from below.
+
+    Attributes:
+        curve: A and M; `half_step`: λ.
+    """
+
+    curve: _Curve
+    half_step: float
+
+    @cached_property
+    def shape(self) -> Array:
+        """f/(r² + r₀²) at the nodes."""
+        shape: Array = self.curve.values.descent(self.half_step)[0] / self.curve.size(self.curve.s)
+        return shape
+
+    @cached_property
+    def error(self) -> Array:
+        """What the errors of A and M may make of it."""
+        size = self.curve.size(self.curve.s)
+        return _error_of_f(self.curve.values, self.half_step, self.curve.rate) / size
+
+    @cached_property
     def margin(self) -> Array:
-        """How far f/(r² + r₀²) may lie from the interpolant, for each interval."""
-        bend = np.zeros(self.s.size)
-        left, right = np.diff(self.s)[:-1], np.diff(self.s)[1:]
-        chords = (self.shape[:-2] * right + self.shape[2:] * left) / (left + right)
-        bend[1:-1] = np.abs(self.shape[1:-1] - chords)
-        bend[0], bend[-1] = bend[1], bend[-2]
-        # Bent by d over two intervals, a parabola leaves its chord by d/4 over one.
-        untested = np.maximum(bend[:-1], bend[1:]) / 4
-        return np.where(np.isnan(self.tested), untested, 2 * self.tested + untested / 50)
+        """How far f/(r² + r₀²) may lie from the interpolant, for each interval.
 
-    def dense(self) -> tuple[Array, Array, Array, NDArray[np.int64]]:
-        """Points r between and at the nodes, the interpolant of f − error, margins, intervals."""
-        share = np.arange(_BETWEEN) / _BETWEEN
-        s = (self.s[:-1, None] + np.diff(self.s)[:, None] * share).ravel()
-        interval = np.repeat(np.arange(self.s.size - 1), _BETWEEN)
-        at_node = np.tile(share == 0, self.s.size - 1)
-        margin = np.where(at_node, 0.0, self.margin[interval])
-        s, margin = np.append(s, self.s[-1]), np.append(margin, 0.0)
-        interval = np.append(interval, self.s.size - 2)
-        size = np.square(self.scale * np.cosh(s))
-        lower = interpolate.CubicSpline(self.s, self.shape - self.error)(s)
-        return self.norm(s), size * lower, size * margin, interval
+        w² times the change of the second derivative at either end: by how much a second difference
+        differs from the line through its two neighbours. On even nodes that is half the fourth
+        difference, 192 times the error of the spline of a smooth function; and if the slope changes
+        by κ in the middle of an interval it is κw/4, which is the error of linear interpolation.
+        """
+        s, width = self.curve.s, np.diff(self.curve.s)
+        bend = 2 * np.diff(np.diff(self.shape) / width) / (width[1:] + width[:-1])
+        bend = np.concatenate([bend[:1], bend, bend[-1:]])
+        line = bend[:-2] + (bend[2:] - bend[:-2]) * (width[:-1] / (s[2:] - s[:-2]))
+        change = np.abs(bend[1:-1] - line)
+        change = np.concatenate([change[:1], change, change[-1:]])
+        margin: Array = np.square(width) * np.maximum(change[:-1], change[1:])
+        return margin
+
+    @cached_property
+    def spline(self) -> interpolate.CubicSpline:
+        """The interpolant of f/(r² + r₀²)."""
+        return interpolate.CubicSpline(self.curve.s, self.shape)
+
+    @cached_property
+    def places(self) -> Array:
+        """Places s at and between the nodes."""
+        s, share = self.curve.s, np.arange(_BETWEEN) / _BETWEEN
+        return np.append((s[:-1, None] + np.diff(s)[:, None] * share).ravel(), s[-1])
+
+    def interval(self, s: Array) -> NDArray[np.int64]:
+        """The intervals that places lie in."""
+        found = np.searchsorted(self.curve.s, s, side="right") - 1
+        return np.clip(found, 0, self.curve.s.size - 2)
+
+    def margin_at(self, s: Array) -> Array:
+        """The margin at some places: nothing at a node, all of it from a quarter way on."""
+        interval, nodes = self.interval(s), self.curve.s
+        start, end = nodes[interval], nodes[interval + 1]
+        near = np.minimum(s - start, end - s) / (end - start)
+        return self.margin[interval] * np.minimum(4 * near, 1)
+
+    def lower(self, s: Array, margins: bool = True) -> Array:
+        """f at some places: the interpolant less errors and margins."""
+        shape = self.spline(s) - np.interp(s, self.curve.s, self.error)
+        if margins:
+            shape -= self.margin_at(s)
+        lower: Array = self.curve.size(s) * shape
+        return lower
+
+    def heights(self, x: float, s: Array, margins: bool = True) -> Array:
+        """r² − x f at some places."""
+        heights: Array = np.square(self.curve.norm(s)) - x * self.lower(s, margins)
+        return heights
+
+    def tops(self, x: float, s: Array, margins: bool) -> Array:
+        """Where r² − x f is highest between some places (ascending), near each local top."""
+        heights = self.heights(x, s, margins)
+        padded = np.concatenate([heights[1:2], heights, heights[-2:-1]])
+        bend = np.abs(padded[2:] - 2 * padded[1:-1] + padded[:-2])
+        top = (heights >= padded[:-2]) & (heights >= padded[2:])
+        # A parabola through three places rises above the middle one by at most an eighth of this.
+        top &= heights + bend >= heights.max()
+        i = np.flatnonzero(top)
+        low, high = s[np.maximum(i - 1, 0)], s[np.minimum(i + 1, s.size - 1)]
+        for _ in range(_ZOOMS):
+            inside = low + (high - low) * np.linspace(0, 1, 17)[:, None]
+            best = self.heights(x, inside, margins).argmax(axis=0)
+            across = np.arange(i.size)
+            middle = inside[best, across]
+            low = inside[np.maximum(best - 1, 0), across]
+            high = inside[np.minimum(best + 1, 16), across]
+        return np.unique(middle)
 
 
-def _sampled_df(drift: Drift) -> float:
-    """Degrees of freedom of the drift's standard errors, infinite if it is not sampled."""
-    values = drift.source.values(np.array([drift.scale or 1.0]), None)
-    return float(values.df[0])
+def _quantile(df: Array, rate: float) -> Array:
+    """How many standard errors are taken off, so that all nodes hold but for this rate."""
+    sampled = np.isfinite(df)
+    found = -special.stdtrit(np.where(sampled, df, 1.0), rate / (_MOST_NODES + 1))
+    return np.where(sampled, found, 0.0)
 
 
-# ---------------------------------------------------------------------------- the linear program
+def _error_of_f(values: DriftValues, half_step: float, rate: float) -> Array:
+    """By how much f may be smaller than it is found to be."""
+    _, standard, numerical = values.descent(half_step)
+    error: Array = _quantile(values.df, rate) * standard + numerical
+    return error
+
+
+# ---------------------------------------------------------------------------- large gradients
 
 
 @dataclass(frozen=True)
 class _Tail:
-    """f(r) ≥ slope r² − a r − b for large r."""
+    """f(r) ≥ slope r² − a r − b for r ≥ `start`; for every r if it is `exact`, a being 0."""
 
     slope: float
     a: float
     b: float
+    start: float
+    values: DriftValues
+    exact: bool
 
     @classmethod
-    def of(cls, drift: Drift, half_step: float, quantile: float, start: float) -> _Tail | None:
+    def of(cls, drift: Drift, half_step: float, rate: float, start: float) -> _Tail | None:
         """What :class:`~mbsim.theory.sources.Tail` says of f for r ≥ `start`."""
         tail = drift.tail
         if tail is None:
             return None
-        f, standard, numerical = tail.values.descent(half_step)
-        kappa, root = tail.kappa(start), math.sqrt(_upper(tail.values, quantile))
+        values = tail.values
+        error = _quantile(values.df, rate) * values.second_moment_standard_error
+        error += values.second_moment_numerical_error
+        root = math.sqrt((values.second_moment + error)[0])
+        kappa = tail.kappa(start)
+        slope = values.descent(half_step)[0] - _error_of_f(values, half_step, rate)
         return cls(
-            slope=float(f[0] - quantile * standard[0] - numerical[0]),
+            slope=float(slope[0]),
             a=kappa * (1 + 2 * half_step * root),
             b=half_step * (kappa**2 + tail.constant),
+            start=start,
+            values=values,
+            exact=tail.exact,
         )
 
-    def excess(self, x: float, start: float) -> float:
+    def excess(self, x: float) -> float:
         """The largest r² − x f(r) that r ≥ `start` can have."""
         rest = x * self.slope - 1
-        if self.a == 0 and rest > -1e-12:
-            return x * self.b
         if rest <= 0:
             return math.inf
-        r = max(start, x * self.a / (2 * rest))
+        r = max(self.start, x * self.a / (2 * rest))
         return -rest * r**2 + x * self.a * r + x * self.b
 
     def reach(self, x: float, y: float) -> float:
@@ -308,10 +389,177 @@ class _Tail:
         return (x * self.a + math.sqrt(max(root, 0.0))) / (2 * rest)
 
 
-def _upper(values: DriftValues, quantile: float) -> float:
-    """An upper limit of M at the first point."""
-    error = quantile * values.second_moment_standard_error + values.second_moment_numerical_error
-    return float((values.second_moment + error)[0])
+# ---------------------------------------------------------------------------- the linear program
+
+
+def certificate(
+    drift: Drift,
+    *,
+    step_size: float,
+    steps: int,
+    initial_gap: float | None = None,
+    largest_grad_norm: float | None = None,
+    false_positive_rate: float = 1e-6,
+) -> Certificate | Refusal:
+    """The least xΔ/(ηT) + y; see :meth:`mbsim.theory.drift.Drift.certify` for the arguments."""
+    eta = check_number("step_size", step_size, above=0)
+    horizon = check_integer("steps", steps, minimum=1)
+    gap = _gap(drift, initial_gap)
+    largest = drift.largest_grad_norm
+    if largest_grad_norm is not None:
+        largest = check_number("largest_grad_norm", largest_grad_norm, above=0)
+    rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
+    half_step, budget = eta * drift.smoothness / 2, gap / (eta * horizon)
+    tail = None if math.isfinite(largest) else _Tail.of(drift, half_step, rate, math.inf)
+    if math.isinf(largest) and (tail is None or tail.slope <= 0):
+        return Refusal(_no_bound(drift, tail, half_step))
+    if tail is not None and tail.exact:
+        found = _Solution.written_down(tail, budget)
+    else:
+        found = _solve(_Curve.first(drift, rate, largest), half_step, budget, largest)
+    if not math.isfinite(found.value):
+        return Refusal("the linear program has no finite solution")
+    sampled = bool(np.isfinite(found.values.df).any())
+    return Certificate(
+        value=found.value,
+        x=found.x,
+        y=found.y,
+        step_size=eta,
+        steps=horizon,
+        initial_gap=gap,
+        limited_by=found.limited_by,
+        grad_norms=found.grad_norms,
+        margin=found.margin,
+        confidence=1 - rate if sampled else 1.0,
+        method=", ".join(sorted(set(found.values.method.tolist()))),
+        assumptions=_assumptions(found.grad_norms.size > 0, largest, rate if sampled else 0.0),
+    )
+
+
+def _gap(drift: Drift, initial_gap: float | None) -> float:
+    """Δ, from the caller or the problem."""
+    if initial_gap is None:
+        return drift.initial_gap
+    return check_number("initial_gap", initial_gap, minimum=0)
+
+
+def _no_bound(drift: Drift, tail: _Tail | None, half_step: float) -> str:
+    """Why large gradients rule a certificate out."""
+    if tail is None or drift.tail is None:
+        return (
+            "the update is not known to grow in proportion to the gradient, so that f(r)/r² may go "
+            "to 0 and large gradients allow no bound; if none exceeds some limit, pass "
+            "largest_grad_norm"
+        )
+    first = drift.tail.values
+    return (
+        f"f(r)/r² goes to {tail.slope:.3g} for large r and must be above 0: the step size is too "
+        f"large (ηL/2 = {half_step:.3g}, and for large r A/r goes to {first.progress[0]:.3g} and "
+        f"M/r² to {first.second_moment[0]:.3g})"
+    )
+
+
+def _assumptions(on_grid: bool, largest: float, rate: float) -> tuple[str, ...]:
+    found = [
+        "A1: the loss is bounded below",
+        "A2: the gradient of the loss is L-Lipschitz",
+        "the law of a step depends on the parameters through the gradient norm alone, and is that "
+        "of the model (A3, A4)",
+    ]
+    if on_grid:
+        found.append(
+            "between the nodes of its grid f is interpolated, with a margin that is measured"
+        )
+    if math.isfinite(largest):
+        found.append(f"no gradient is longer than {largest:g}")
+    if rate:
+        found.append(f"A and M are sampled: wrong with probability at most {rate:g}")
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """One solution of the linear program."""
+
+    value: float
+    x: float
+    y: float
+    limited_by: tuple[float, ...]
+    margin: float
+    values: DriftValues
+    curve: _Curve | None = None
+
+    @classmethod
+    def written_down(cls, tail: _Tail, budget: float) -> _Solution:
+        """The solution where f ≥ slope r² − b for every r: x = 1/slope and y = bx."""
+        x, y = 1 / tail.slope, tail.b / tail.slope
+        return cls(budget * x + y, x, y, (0.0, math.inf), 0.0, tail.values)
+
+    @property
+    def grad_norms(self) -> Array:
+        """The nodes of the grid."""
+        return self.curve.values.grad_norm if self.curve else np.zeros(0)
+
+
+def _solve(curve: _Curve, half_step: float, budget: float, largest: float) -> _Solution:
+    """Solve; extend the grid until the tail is no limit; refine it until margins do not matter."""
+    bounded = math.isfinite(largest)
+    while True:
+        descent = _Descent(curve, half_step)
+        tail = None
+        if not bounded:
+            tail = _Tail.of(curve.drift, half_step, curve.rate, curve.reach)
+        least = _least_x(tail)
+        x, y, s = _optimum(descent, budget, least)
+        beyond = tail.excess(x) if tail else -math.inf
+        value = budget * x + max(y, beyond)
+        free_x, free_y, _ = _optimum(descent, budget, least, margins=False)
+        share = (budget * x + y - budget * free_x - free_y) / value if value > 0 else 0.0
+        room = curve.s.size < _MOST_NODES - 2 * _BETWEEN
+        if tail is not None and beyond > y + 1e-4 * value and room:
+            curve = curve.up_to(1.05 * tail.reach(x, y + 0.5e-4 * value))
+            continue
+        heights = descent.heights(x, s)
+        if share > _MARGIN / 2 and room:
+            owed = np.zeros(curve.s.size - 1)
+            matters = heights > y - share * value / 2
+            effect = x * curve.size(s) * descent.margin_at(s) * matters
+            np.maximum.at(owed, descent.interval(s), effect)
+            active = owed > _MARGIN / 8 * value
+            if active.any():
+                curve = curve.refined(active)
+                continue
+        limits = _limits(curve.norm(s), heights, y, value)
+        if beyond > y:
+            limits = (*limits, math.inf)
+        y = max(y, beyond)
+        return _Solution(value, x, y, limits, max(share, 0.0), curve.values, curve)
+
+
+def _least_x(tail: _Tail | None) -> float:
+    """The least x that large gradients allow."""
+    if tail is None:
+        return 0.0
+    return _LEAST_SLOPE / tail.slope
+
+
+def _optimum(
+    descent: _Descent, budget: float, least: float, margins: bool = True
+) -> tuple[float, float, Array]:
+    """x ≥ least and y with x f + y ≥ r² on the curve, budget x + y the smallest; and places s.
+
+    An exchange: solve on places, add to them where the constraint is broken most, solve again.
+    """
+    s = descent.places
+    while True:
+        squares, f = np.square(descent.curve.norm(s)), descent.lower(s, margins)
+        x = _least_maximum(squares, budget - f, least)
+        y = float((squares - x * f).max())
+        tops = descent.tops(x, s, margins)
+        top = float(descent.heights(x, tops, margins).max())
+        if top <= y + 1e-10 * (budget * x + abs(y)):
+            return x, max(y, top), s
+        s = np.union1d(s, tops)
 
 
 def _least_maximum(intercepts: Array, slopes: Array, least: float) -> float:
@@ -334,144 +582,80 @@ def _least_maximum(intercepts: Array, slopes: Array, least: float) -> float:
             rising = top
 
 
-def certificate(
-    drift: Drift,
-    *,
-    step_size: float,
-    steps: int,
-    initial_gap: float | None = None,
-    largest_grad_norm: float | None = None,
-    false_positive_rate: float = 1e-6,
-) -> Certificate | Refusal:
-    """The least xΔ/(ηT) + y; see :meth:`mbsim.theory.drift.Drift.certify` for the arguments."""
-    eta = check_number("step_size", step_size, above=0)
-    horizon = check_integer("steps", steps, minimum=1)
-    gap = drift.initial_gap
-    if initial_gap is not None:
-        gap = check_number("initial_gap", initial_gap, minimum=0)
-    reach = drift.largest_grad_norm
-    if largest_grad_norm is not None:
-        reach = check_number("largest_grad_norm", largest_grad_norm, above=0)
-    rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
-    half_step = eta * drift.smoothness / 2
-    curve = _Curve.empty(drift, half_step, rate)
-    refusal = None if math.isfinite(reach) else _refuse(drift, half_step, curve.quantile)
-    if refusal is not None:
-        return refusal
-    found = _solve(curve, gap / (eta * horizon), reach)
-    if not math.isfinite(found.value):
-        return Refusal("the linear program has no finite solution")
-    return Certificate(
-        value=found.value,
-        x=found.x,
-        y=found.y,
-        step_size=eta,
-        steps=horizon,
-        initial_gap=gap,
-        limited_by=found.limited_by,
-        grad_norms=found.curve.norm(found.curve.s),
-        margin=found.margin,
-        confidence=1 - rate if found.curve.quantile else 1.0,
-        method=", ".join(sorted(found.curve.methods)),
-        assumptions=_assumptions(found.curve, reach, rate),
-    )
-
-
-def _refuse(drift: Drift, half_step: float, quantile: float) -> Refusal | None:
-    """The reason why large gradients rule a certificate out, if they do."""
-    tail = _Tail.of(drift, half_step, quantile, math.inf)
-    if tail is None:
-        return Refusal(
-            "the update does not grow in proportion to the gradient, so that f(r)/r² goes to 0 and "
-            "large gradients allow no bound; if none exceeds some limit, pass largest_grad_norm"
-        )
-    if tail.slope <= 0:
-        first = drift.tail.values if drift.tail else None
-        return Refusal(
-            f"f(r)/r² goes to {tail.slope:.3g} for large r and must be above 0: the step size is "
-            f"too large (ηL/2 = {half_step:.3g}, and for large r A/r goes to "
-            f"{float(first.progress[0]) if first else math.nan:.3g} and M/r² to "
-            f"{float(first.second_moment[0]) if first else math.nan:.3g})"
-        )
-    return None
-
-
-def _assumptions(curve: _Curve, reach: float, rate: float) -> tuple[str, ...]:
-    found = [
-        "A1: the loss is bounded below",
-        "A2: the gradient of the loss is L-Lipschitz",
-        "the law of a step depends on the parameters through the gradient norm alone, and is that "
-        "of the model (A3, A4)",
-        "between the nodes of its grid f is interpolated, with a margin that is measured",
-    ]
-    if math.isfinite(reach):
-        found.append(f"no gradient is longer than {reach:g}")
-    if curve.quantile:
-        found.append(f"A and M are sampled: wrong with probability at most {rate:g}")
-    return tuple(found)
-
-
-@dataclass(frozen=True)
-class _Solution:
-    """One solution of the linear program."""
-
-    curve: _Curve
-    value: float
-    x: float
-    y: float
-    limited_by: tuple[float, ...]
-    margin: float
-
-
-def _solve(curve: _Curve, budget: float, largest: float) -> _Solution:
-    """Solve; extend the grid until the tail is no limit; refine it until margins do not matter."""
-    bounded = math.isfinite(largest)
-    sigma_reach = _FIRST_REACH * curve.drift.noise_size
-    reach = largest if bounded else max(sigma_reach, 4 * curve.scale, 4 * math.sqrt(budget))
-    curve = curve.up_to(reach)
-    while True:
-        r, f, margin, interval = curve.dense()
-        tail = None if bounded else _Tail.of(curve.drift, curve.half_step, curve.quantile, reach)
-        least = 0.0
-        if tail is not None:
-            least = (_LEAST_SLOPE if tail.a else 1.0) / tail.slope
-        free = _optimum(r, f, budget, least)
-        x, y = _optimum(r, f - margin, budget, least)
-        beyond = tail.excess(x, reach) if tail else -math.inf
-        value = budget * x + max(y, beyond)
-        share = (budget * x + y - budget * free[0] - free[1]) / value if value > 0 else 0.0
-        room = curve.s.size < _MOST_NODES - 2 * _BETWEEN
-        if tail is not None and beyond > y + 1e-4 * value and room:
-            reach = 1.05 * tail.reach(x, y + 0.5e-4 * value)
-            curve = curve.up_to(reach)
-            continue
-        heights = r**2 - x * (f - margin)
-        if share > _MARGIN / 2 and room:
-            raised = np.zeros(curve.s.size - 1)
-            np.maximum.at(raised, interval, heights - (y - share * value / 2))
-            effect = np.zeros(curve.s.size - 1)
-            np.maximum.at(effect, interval, x * margin)
-            active = (raised > 0) & (effect > _MARGIN / 8 * value)
-            if active.any():
-                curve = curve.refined(active)
-                continue
-        limits = _limits(r, heights, y, value)
-        if beyond > y:
-            limits = (*limits, math.inf)
-        return _Solution(curve, value, x, max(y, beyond), limits, max(share, 0.0))
-
-
-def _optimum(r: Array, f: Array, budget: float, least: float) -> tuple[float, float]:
-    """x ≥ least and y with x f + y ≥ r² everywhere on the grid, and budget x + y the smallest."""
-    x = _least_maximum(np.square(r), budget - f, least)
-    return x, float((np.square(r) - x * f).max())
-
-
 def _limits(r: Array, heights: Array, y: float, value: float) -> tuple[float, ...]:
     """The gradient norms at which the constraint is active: local tops within 1e-6 of the value."""
     padded = np.concatenate([[-math.inf], heights, [-math.inf]])
     tops = (padded[1:-1] >= padded[:-2]) & (padded[1:-1] > padded[2:])
     return tuple(float(norm) for norm in r[tops & (heights >= y - 1e-6 * value)])
+
+
+# ---------------------------------------------------------------------------- the best step size
+
+
+def tuned_step_size(drift: Drift, *, steps: int, initial_gap: float | None = None) -> float:
+    """The step size of the smallest certificate; see :meth:`mbsim.theory.drift.Drift`.
+
+    With w = xη the program is min x²Δ/(wT) + y subject to x r A − (L/2) w M + y ≥ r²: a convex
+    program in (x, w, y). Its values below any level make an interval of η = w/x, so that there is
+    one valley and a search along η finds the bottom.
+    """
+    horizon = check_integer("steps", steps, minimum=1)
+    gap, largest = _gap(drift, initial_gap), drift.largest_grad_norm
+    tail = None if math.isfinite(largest) else _Tail.of(drift, 0.0, _RATE, math.inf)
+    if math.isinf(largest) and (tail is None or tail.slope <= 0):
+        raise InvalidArgument(f"no step size has a certificate: {_no_bound(drift, tail, 0.0)}")
+    if gap == 0:
+        raise InvalidArgument(
+            "initial_gap=0 leaves no best step size: the smaller it is, the smaller the certificate"
+        )
+    exact = tail is not None and tail.exact
+    curve = None if exact else _Curve.first(drift, _RATE, largest)
+
+    def value(log_eta: float) -> float:
+        eta = math.exp(log_eta)
+        return _value(drift, curve, eta * drift.smoothness / 2, gap / (eta * horizon))
+
+    trials = np.log(_trials(drift))
+    values = [value(log_eta) for log_eta in trials]
+    if min(values) >= largest**2 * (1 - _TUNED):
+        raise InvalidArgument(
+            f"steps={horizon} are so few that no step size certifies less than the square of the "
+            f"largest gradient norm, {largest:g}"
+        )
+    now = float(trials[int(np.argmin(values))])
+    for _ in range(_MOST_TURNS):
+        if curve is not None:
+            eta = math.exp(now)
+            curve = _solve(curve, eta * drift.smoothness / 2, gap / (eta * horizon), largest).curve
+        before, ends = now, (now - math.log(4), min(now + math.log(4), trials.max()))
+        now = float(optimize.minimize_scalar(value, bounds=ends, method="bounded").x)
+        if exact or abs(now - before) <= _TUNED:
+            break
+    return math.exp(now)
+
+
+def _trials(drift: Drift) -> Array:
+    """Step sizes from far too small to the largest that could have a certificate."""
+    falling = 4.0 ** -np.arange(1, 30)
+    if drift.tail is None or math.isfinite(drift.largest_grad_norm):
+        return np.append(falling, 4.0 ** np.arange(4)) / drift.smoothness
+    first = drift.tail.values
+    most = 2 * first.progress[0] / (drift.smoothness * first.second_moment[0])
+    return most * np.append(falling, [0.5, 0.75, 0.9, 0.99, 0.999])
+
+
+def _value(drift: Drift, curve: _Curve | None, half_step: float, budget: float) -> float:
+    """The value of the program without margins on a curve as it is, or written down."""
+    tail = None
+    if math.isinf(drift.largest_grad_norm):
+        tail = _Tail.of(drift, half_step, _RATE, math.inf)
+        if tail is None or tail.slope <= 0:
+            return math.inf
+        if tail.exact:
+            return _Solution.written_down(tail, budget).value
+    assert curve is not None
+    x, y, _ = _optimum(_Descent(curve, half_step), budget, _least_x(tail), margins=False)
+    return budget * x + y
 
 
 # ---------------------------------------------------------------------------- floors
@@ -483,72 +667,77 @@ def floor_interval(
     """The largest root of f with its interval; see :meth:`mbsim.theory.drift.Drift.floor`."""
     eta = check_number("step_size", step_size, above=0)
     rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
-    half_step = eta * drift.smoothness / 2
-    curve = _Curve.empty(drift, half_step, rate)
-    tail = _Tail.of(drift, half_step, 0.0, math.inf)
-    if tail is not None and tail.slope <= 0:
-        return _as_interval(math.inf, math.inf, math.inf, rate, drift)
-    curve = _up_to_positive(curve)
-    ends = [_largest_root(curve, direction) for direction in (-1.0, 0.0, 1.0)]
-    return _as_interval(ends[1], ends[2], ends[0], rate, drift)
-
-
-def _as_interval(estimate: float, low: float, high: float, rate: float, drift: Drift) -> Interval:
-    df = _sampled_df(drift)
-    quantile = -float(special.stdtrit(df, rate / _MOST_NODES)) if math.isfinite(df) else math.inf
-    error = (high - low) / (2 * quantile) if math.isfinite(high) else math.inf
+    half_step, df = eta * drift.smoothness / 2, math.inf
+    tail = _Tail.of(drift, half_step, rate, math.inf)
+    if tail is not None and tail.values.descent(half_step)[0][0] <= 0:
+        estimate = low = high = math.inf
+    elif tail is not None and tail.exact:
+        estimate = low = high = math.sqrt(tail.b / tail.slope) if tail.b else 0.0
+    else:
+        curve = _up_to_positive(drift, half_step, rate)
+        descent = _Descent(curve, half_step)
+        high, estimate, low = (_largest_root(descent, direction) for direction in (-1.0, 0.0, 1.0))
+        df = float(curve.values.df.min())
+    quantile = float(_quantile(np.array([df]), rate)[0])
+    error = (high - low) / (2 * quantile) if quantile else 0.0
     return Interval(
-        estimate=estimate, low=low, high=high, standard_error=error, false_positive_rate=rate, df=df
+        estimate=estimate,
+        low=low,
+        high=high,
+        standard_error=error,
+        false_positive_rate=rate,
+        df=df,
     )
 
 
-def _up_to_positive(curve: _Curve) -> _Curve:
-    """The curve up to where f is positive for good: proven where there is a tail."""
-    drift = curve.drift
-    reach = max(_FIRST_REACH * drift.noise_size, 4 * curve.scale)
-    tail = _Tail.of(drift, curve.half_step, curve.quantile, reach)
+def _up_to_positive(drift: Drift, half_step: float, rate: float) -> _Curve:
+    """A curve up to where f is positive for good: proven where there is a tail."""
+    curve = _Curve.first(drift, rate, math.inf)
+    tail = _Tail.of(drift, half_step, rate, curve.reach)
     if tail is not None and tail.slope > 0:
         # f ≥ slope r² − a r − b is positive beyond its larger root.
         root = tail.a + math.sqrt(tail.a**2 + 4 * tail.slope * tail.b)
-        reach = max(reach, 1.01 * root / (2 * tail.slope))
-    curve = curve.up_to(reach)
-    while curve.shape[-1] - curve.error[-1] <= 0 and curve.s.size < _MOST_NODES // 2:
-        reach *= 4
-        curve = curve.up_to(reach)
+        curve = curve.up_to(1.01 * root / (2 * tail.slope))
+    while curve.s.size < _MOST_NODES // 2:
+        last = _Descent(curve, half_step)
+        if last.shape[-1] > last.error[-1]:
+            break
+        curve = curve.up_to(4 * curve.reach)
     return curve
 
 
-def _largest_root(curve: _Curve, direction: float) -> float:
+def _largest_root(descent: _Descent, direction: float) -> float:
     """The largest root of f + direction × error: intervals that may hide one are taken apart."""
     while True:
-        level = curve.shape + direction * curve.error
-        r, _, _, interval = curve.dense()
-        s = np.arcsinh(r / curve.scale)
-        between = interpolate.CubicSpline(curve.s, level)(s) - 0.0
-        lowest = np.full(curve.s.size - 1, math.inf)
-        np.minimum.at(lowest, interval, between)
+        curve = descent.curve
+        level = descent.shape + direction * descent.error
         negative = np.flatnonzero(level <= 0)
         last = int(negative[-1]) if negative.size else -1
         if last == curve.s.size - 1:
             return math.inf
-        hidden = (np.arange(lowest.size) > last) & (lowest - curve.margin <= 0)
+        spline = interpolate.CubicSpline(curve.s, level)
+        places = spline.derivative().roots(extrapolate=False)
+        lowest = np.minimum(level[:-1], level[1:])
+        np.minimum.at(lowest, descent.interval(places), spline(places))
+        hidden = (np.arange(lowest.size) > last) & (lowest - descent.margin <= 0)
         if not hidden.any() or curve.s.size > _MOST_NODES // 2:
             break
-        curve = curve.refined(hidden)
+        descent = _Descent(curve.refined(hidden), descent.half_step)
     if last < 0:
         return 0.0
-    return float(curve.norm(np.array(_root_between(curve, last, direction))))
+    return float(curve.norm(np.array(_root_between(descent, last, direction))))
 
 
-def _root_between(curve: _Curve, i: int, direction: float) -> float:
-    def shape(s: float) -> float:
-        if s in (curve.s[i], curve.s[i + 1]):
-            j = i if s == curve.s[i] else i + 1
-            return float(curve.shape[j] + direction * curve.error[j])
-        one = replace(curve, s=np.zeros(0), shape=np.zeros(0), error=np.zeros(0))
-        one = one.with_nodes(np.array([s]), np.zeros(0))
-        return float(one.shape[0] + direction * one.error[0])
+def _root_between(descent: _Descent, i: int, direction: float) -> float:
+    """The root of f + direction × error between two nodes, by asking the drift."""
+    curve, half_step = descent.curve, descent.half_step
 
-    if shape(curve.s[i]) == 0:
-        return float(curve.s[i])
-    return float(optimize.brentq(shape, curve.s[i], curve.s[i + 1], xtol=1e-7, rtol=1e-7))
+    def level(s: float) -> float:
+        values = curve.drift.source.values(curve.norm(np.array([s])), None)
+        f, error = values.descent(half_step)[0], _error_of_f(values, half_step, curve.rate)
+        return float((f + direction * error)[0])
+
+    start, end = float(curve.s[i]), float(curve.s[i + 1])
+    if level(start) == 0:
+        return start
+    return float(optimize.brentq(level, start, end, xtol=1e-7, rtol=1e-7))

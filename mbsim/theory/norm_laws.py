@@ -91,6 +91,8 @@ _TAIL = 23.0
 # Values of a series that are tabulated for each half period of its last term: the cubics between
 # them are right to 1e-5 for this term, and to 1e-7 for those a third as fast.
 _TABLE = 16
+# Bessel functions of arguments up to here are SciPy's (beyond 1e9 they are NaN).
+_LARGE = 1e8
 # Series that overlap are joined, and long ones taken apart, to have about so many terms.
 _JOINT_TERMS = 256
 
@@ -328,11 +330,13 @@ def chi_length(along: Rule, variance: float, n: int, ends: tuple[float, float]) 
 
 
 def _bessel_ratio(order: float, x: Array) -> Array:
-    """I_v(x) e^-x / x^v, also at 0."""
+    """I_v(x) e^-x / x^v, also at 0 and for large x, where SciPy knows no more."""
     at_zero = 1 / (2**order * math.gamma(order + 1))
-    safe = np.maximum(x, 1e-8)
-    ratio: Array = np.where(x > 1e-8, special.ive(order, safe) / safe**order, at_zero)
-    return ratio
+    safe = np.clip(x, 1e-8, _LARGE)
+    ratio: Array = np.where(x > 1e-8, special.ive(order, safe), at_zero)
+    # I_v(x) e^-x √x comes to 1/√(2π), but for a share (4v² − 1)/8x.
+    ratio = ratio * np.sqrt(safe / np.maximum(x, safe))
+    return np.where(x > 1e-8, ratio / np.maximum(x, 1e-8) ** order, ratio)
 
 
 def gamma_length(mean: float, scale: float, shape: int) -> Length:

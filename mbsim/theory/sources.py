@@ -111,6 +111,11 @@ class Tail:
     slope: float
     constant: float = 0.0
 
+    @property
+    def exact(self) -> bool:
+        """Whether A = A₁ r and M = M₁ r² + μ for every r."""
+        return self.distance == self.slope == 0
+
     def kappa(self, start: float) -> float:
         """κ for r ≥ R = `start`."""
         return self.distance + (self.slope / start if self.slope else 0.0)

@@ -1,0 +1,109 @@
+"""A stated family of problems, drawn from a seed: what bounds are held against."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator, SeedSequence
+
+from mbsim.errors import InvalidArgument, check_integer, divisors, shown
+from mbsim.methods import SGD, Method, MicroBatchClipping
+from mbsim.problems.draggers import Draggers
+from mbsim.problems.losses import LogCosh, Quadratic, Ripple
+from mbsim.problems.noise import Exponential, Gaussian, NoiseLaw, StudentT, TwoPoint
+from mbsim.problems.problem import Problem
+
+__all__ = ["BENIGN", "DIM", "Case", "family", "log_uniform"]
+
+DIM, BENIGN = 16, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A problem, a method and how long and with which steps it runs."""
+
+    problem: Problem
+    method: Method
+    batch_size: int
+    step_size: float
+    steps: int
+
+    @property
+    def half_square(self) -> bool:
+        """Whether the loss is ½‖w‖², for which the descent lemma is an equality."""
+        loss = self.problem.loss
+        return isinstance(loss, Quadratic) and bool((loss.eigenvalues == 1).all())
+
+
+_LOSSES: tuple[Any, ...] = (
+    Quadratic(np.ones(DIM)),
+    Quadratic(np.ones(DIM)),
+    Quadratic(np.geomspace(0.1, 1, DIM)),
+    LogCosh(DIM),
+    Ripple(DIM, amplitude=0.3),
+)
+_NOISES: tuple[NoiseLaw, ...] = (
+    Gaussian(sigma=1.0),
+    TwoPoint(sigma=1.0, rare=0.05),
+    TwoPoint(sigma=1.0, rare=0.5),
+    TwoPoint(sigma=1.0, rare=0.1, isotropic_share=0.5),
+    Exponential(sigma=1.0),
+    StudentT(sigma=1.0, df=5.0),
+)
+
+
+def family(count: int, *, rng: int = 0, method: str = "both", tilt: float = 0.0) -> list[Case]:
+    """The problems that bounds are held against: `count` of them, drawn from the seed.
+
+    d = 16, n = 8, σ = 1; every seventh without draggers, the others with p in [0.01, 0.3] and c in
+    [0.5, 30], a third of them coherent (γ = 0.3); six noise laws, four losses (½‖w‖² twice as
+    often as the others); B = 16 or 64; every fourth case SGD, the others clipping with b a divisor
+    of B; ηL in [0.01, 0.1]; ηLT in [5, 15]; a start where ‖∇L‖ is in [0.3, 3] or so.
+
+    Args:
+        count: how many.
+        rng: the seed, an integer.
+        method: "both", or "SGD" or "clipping" for that alone.
+        tilt: of the draggers, for negative controls.
+    """
+    if method not in ("both", "SGD", "clipping"):
+        raise InvalidArgument(f"method={shown(method)} must be 'both', 'SGD' or 'clipping'")
+    seed = check_integer("rng", rng, minimum=0)
+    draw = np.random.default_rng(SeedSequence(seed, spawn_key=tuple(b"family")))
+    return [_case(i, draw, method, tilt) for i in range(check_integer("count", count, minimum=1))]
+
+
+def _case(number: int, draw: Generator, method: str, tilt: float) -> Case:
+    p, c = log_uniform(draw, 0.01, 0.3), log_uniform(draw, 0.5, 30)
+    coherence = 0.3 if number % 3 == 2 else 0.0
+    loss = _LOSSES[int(draw.integers(len(_LOSSES)))]
+    start = np.full(DIM, log_uniform(draw, 0.3, 3) / math.sqrt(DIM))
+    batch = int(draw.choice([16, 64]))
+    b = int(draw.choice(divisors(batch)))
+    step_size, time = log_uniform(draw, 0.01, 0.1), log_uniform(draw, 5, 15)
+    sgd = number % 4 == 3 if method == "both" else method == "SGD"
+    return Case(
+        problem=Problem(
+            loss=loss,
+            noise=_NOISES[number % len(_NOISES)],
+            benign_dim=BENIGN,
+            start=start,
+            draggers=Draggers(
+                probability=0.0 if number % 7 == 3 else p,
+                norm_ratio=c,
+                coherence=coherence,
+                tilt=tilt,
+            ),
+        ),
+        method=SGD() if sgd else MicroBatchClipping(b),
+        batch_size=batch,
+        step_size=step_size / loss.smoothness,
+        steps=round(time / step_size),
+    )
+
+
+def log_uniform(draw: Generator, low: float, high: float) -> float:
+    return float(np.exp(draw.uniform(math.log(low), math.log(high))))

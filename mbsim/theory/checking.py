@@ -1,0 +1,257 @@
+r"""A bound held against a run: the simulated left side against the right side, as a Verdict.
+
+The assumptions are measured on the run first (:mod:`mbsim.theory.assumptions`); where one is
+measured false, or a condition on the step size does not hold, the bound says nothing about the run
+and the verdict is *not applicable*. What the right side needs besides the settings of the run, such
+as λ of the theory page's 5.3, is measured on sampled steps at the gradient norms that the run
+visited, and taken on the safe side (:mod:`mbsim.theory.step_sample`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbsim import statistics
+from mbsim.errors import InvalidArgument, check_integer, check_number, shown
+from mbsim.statistics import Interval
+from mbsim.theory import assumptions
+from mbsim.theory.bounds import Bound, Subject
+from mbsim.theory.formula import QUANTITIES, as_text
+from mbsim.theory.step_sample import StepQuantities, StepSample, measured_values, step_sample
+from mbsim.verdicts import Comparison, Verdict
+
+if TYPE_CHECKING:
+    from mbsim.problems.problem import Problem
+
+__all__ = ["Examination", "check", "settings_of"]
+
+Array = NDArray[np.float64]
+
+# An estimate claims no inequality; it is good if it is right to this factor.
+_NEAR = 1.1
+# At how many gradient norms, over those visited, and on how many micro-batches things are measured.
+_NORMS, _DRAWS = 24, 2**15
+
+
+def settings_of(run: Any) -> dict[str, float]:
+    """The quantities that a run fixes, by code name: what most bounds are evaluated with.
+
+    >>> import mbsim, numpy as np
+    >>> problem = mbsim.Problem(loss=mbsim.losses.Quadratic(np.ones(4)), benign_dim=4,
+    ...                         noise=mbsim.noise.Gaussian(sigma=2.0), start=np.ones(4))
+    >>> run = mbsim.simulate(problem, mbsim.MicroBatchClipping(4), batch_size=16, step_size=0.1,
+    ...                      steps=10, replicates=2, rng=0)
+    >>> settings = settings_of(run)
+    >>> settings["micro_batch_size"], settings["initial_gap"], settings["sigma"]
+    (4, 2.0, 2.0)
+    """
+    problem: Problem = assumptions.problem_of(run)
+    draggers = problem.draggers
+    return {
+        "initial_gap": problem.initial_gap,
+        "smoothness": problem.smoothness,
+        "step_size": run.step_size,
+        "steps": int(run.steps[-1]),
+        "batch_size": run.batch_size,
+        "micro_batch_size": run.batch_size // run.method.micro_batches(run.batch_size),
+        "probability": draggers.probability,
+        "norm_ratio": draggers.norm_ratio if draggers.dimensions_needed else 0.0,
+        "coherence": draggers.coherence,
+        "sigma": problem.noise.sigma,
+        "benign_dim": problem.benign_dim,
+    }
+
+
+def check(
+    bound: Bound,
+    run: Any,
+    *,
+    gate: bool = True,
+    false_positive_rate: float = 1e-3,
+    rng: int = 0,
+    **known: float,
+) -> Verdict:
+    """Hold a bound against a run; see :meth:`mbsim.theory.bounds.Bound.check`."""
+    seed = check_integer("rng", rng, minimum=0)
+    return Examination(run=run, rng=seed).verdict(
+        bound, gate=gate, false_positive_rate=false_positive_rate, known=known
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examination:
+    """One run, against which many bounds can be held: what is measured is measured once.
+
+    Args:
+        run: the run.
+        rng: the seed of what is measured.
+    """
+
+    run: Any
+    rng: int = 0
+
+    def verdict(
+        self,
+        bound: Bound,
+        *,
+        gate: bool = True,
+        false_positive_rate: float = 1e-3,
+        known: Mapping[str, float] | None = None,
+    ) -> Verdict:
+        """A bound held against the run; see :meth:`mbsim.theory.bounds.Bound.check`."""
+        rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
+        comparisons: tuple[Comparison, ...] = ()
+        details: dict[str, Any] = {}
+        reason = self._why_not(bound, gate=gate)
+        if not reason:
+            values = self._values(bound, known or {}, rate / 2)
+            reason = _out_of_range(bound, values, gate=gate)
+        if not reason:
+            right = float(bound.evaluate(**values))
+            comparisons = (_comparison(bound, self._left(bound, rate / 2), right),)
+            details = {
+                "values": values,
+                "slack": right / comparisons[0].measured.estimate,
+                "vacuous": bound.kind == "upper bound"
+                and right >= self.run.problem.initial_grad_norm**2,
+            }
+        return Verdict(
+            claim=bound.name,
+            statement=str(bound),
+            comparisons=comparisons,
+            seed=self.run.seed,
+            not_applicable=reason,
+            details=details,
+        )
+
+    # ------------------------------------------------------------------ does it apply?
+
+    @cached_property
+    def settings(self) -> dict[str, float]:
+        """The quantities that the run fixes."""
+        return settings_of(self.run)
+
+    @cached_property
+    def measured_false(self) -> list[str]:
+        """Which of A1 to A4 are measured false on the run."""
+        measured = assumptions.measure_assumptions(self.run, rng=self.rng)
+        return [f"measured false: {c}" for c in measured if c.status == "refuted"]
+
+    def _why_not(self, bound: Bound, *, gate: bool) -> str:
+        """Why the bound says nothing about the run, if so."""
+        if bound.subject not in (Subject.GRADIENT, Subject.WEIGHTED_GRADIENT):
+            raise InvalidArgument(
+                f"bound={bound.name!r} is about {bound.subject.sentence}, which a run does not "
+                "show; only bounds on averages of E‖∇L(w_t)‖² can be held against one"
+            )
+        if bound.kind == "limit":
+            return "a limit for small steps and long horizons says nothing about one run"
+        wrong = [
+            f"the bound is for {name} = {shown(value)}, and the run has {shown(found)}"
+            for name, value in bound.fixed.items()
+            if not _same(value, found := self._found(name))
+        ]
+        if wrong or not gate:
+            return "; ".join(wrong)
+        others = [assumptions.broken_assumption(x, self.run) for x in bound.assumptions]
+        broken = [sentence for sentence in others if sentence]
+        return "; ".join(broken or self.measured_false)
+
+    def _found(self, name: str) -> Any:
+        return str(self.run.method) if name == "method" else self.settings[name]
+
+    # ------------------------------------------------------------------ right side, left side
+
+    @cached_property
+    def _visited(self) -> Array:
+        """Gradient norms from the least to the largest that the run visited."""
+        squares = self.run.grad_norm_sq
+        squares = squares[np.isfinite(squares) & (squares > 0)]
+        if not squares.size:
+            raise InvalidArgument("run must have at least one gradient that is not 0")
+        return np.geomspace(math.sqrt(squares.min()), math.sqrt(squares.max()), _NORMS)
+
+    @cached_property
+    def sample(self) -> StepSample:
+        """Steps of the run's method, sampled anew."""
+        size, batch = int(self.settings["micro_batch_size"]), self.run.batch_size
+        return step_sample(self.run.problem, size, batch_size=batch, rng=self.rng, draws=_DRAWS)
+
+    @cached_property
+    def _quantities(self) -> StepQuantities:
+        return self.sample.at(self._visited)
+
+    def _weights(self, tail: float = 0.5) -> Array:
+        """ω_t = E min(τ, 3r/4)/r along the run: ``[replicates, T]``; lower limits of them."""
+        steps = self.run.steps
+        if steps.size != steps[-1] + 1:
+            raise InvalidArgument(
+                "run must have every step recorded (record_every=1) for a bound on a weighted "
+                "average"
+            )
+        squares = self.run.grad_norm_sq[:, :-1]
+        with np.errstate(divide="ignore"):
+            places = np.log(squares) / 2
+        weight = self._quantities.weight.low(tail)
+        found: Array = np.interp(places, np.log(self._visited), weight)
+        return np.where(squares > 0, found, 0.0)
+
+    def _values(self, bound: Bound, known: Mapping[str, float], rate: float) -> dict[str, float]:
+        """What the bound is evaluated with: given by hand, fixed by the run, or measured."""
+        if unknown := set(known) - set(QUANTITIES):
+            raise InvalidArgument(f"{min(unknown)} is not a quantity of any bound")
+        settings = {**self.settings, **known}
+        missing = [name for name in bound.names if name not in settings]
+        if missing:
+            settings |= measured_values(
+                bound, self.sample, self._quantities, false_positive_rate=rate
+            )
+            if "mean_weight" in missing:  # along the run, not at its worst
+                settings["mean_weight"] = float(self._weights(tail=rate).mean())
+            settings |= known
+        return {name: settings[name] for name in bound.names}
+
+    def _left(self, bound: Bound, rate: float) -> Interval:
+        """The simulated left side."""
+        if bound.subject is Subject.GRADIENT:
+            return statistics.mean(self.run.mean_grad_norm_sq, false_positive_rate=rate)
+        weights = self._weights()
+        above = (weights * self.run.grad_norm_sq[:, :-1]).mean(axis=1)
+        below = weights.mean(axis=1)
+        ratio = above.mean() / below.mean()
+        # The ratio of two means, linearised: what one replicate adds to it.
+        linear = ratio + (above - ratio * below) / below.mean()
+        return statistics.mean(linear, false_positive_rate=rate)
+
+
+def _same(value: Any, found: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value == found)
+    return math.isclose(value, found, rel_tol=1e-9, abs_tol=0.0)
+
+
+def _out_of_range(bound: Bound, values: Mapping[str, float], *, gate: bool) -> str:
+    """Why the bound cannot be evaluated, or does not hold, at these values; "" if it does."""
+    for name, number in values.items():
+        if number == 0 and QUANTITIES[name].above == 0:
+            return f"vacuous: {name} is not told from 0"
+    if not gate or bound.holds(**values):
+        return ""
+    sentences = [f"{as_text(x.relation)}, for else {x.sentence}" for x in bound.conditions]
+    return f"a condition does not hold: {'; '.join(sentences)}"
+
+
+def _comparison(bound: Bound, left: Interval, right: float) -> Comparison:
+    what = bound.subject.sentence
+    if bound.kind == "estimate":
+        near = (right / _NEAR, right * _NEAR)
+        return Comparison(what=what, measured=left, relation="within", limit=near)
+    relation = {"upper bound": "below", "lower bound": "above"}[bound.kind]
+    return Comparison(what=what, measured=left, relation=relation, limit=right)
