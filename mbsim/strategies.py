@@ -196,7 +196,7 @@ def noises(
     """
     chosen = _chosen("laws", laws, _NOISES)
     sigmas = {
-        True: _drawn_from(sigma, _SCALES | st.just(0.0)),
+        True: _drawn_from(sigma, st.just(0.0) | _SCALES),
         False: _drawn_from(sigma, _SCALES),
     }
     makers = [

@@ -1,7 +1,8 @@
 """The theory page: its formulas are the library's, its numbers are measured, its proofs are tried.
 
 What the page quotes below a comment ``<!-- fact: … -->`` is measured here by programs of their own
-that share no code with the library's drift, bounds or engines. What it prints below
+that share no code with the library's drift, bounds or engines; but for the margins of the bounds,
+which ``test_inequalities`` takes by holding the one against the other. What it prints below
 ``<!-- formula: … -->`` and ``<!-- table: … -->`` comes from ``mbsim.theory``; from the root of the
 repository, ``python tests/test_theory_page.py`` prints it anew.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sympy
+import test_inequalities
 from scipy import stats
 
 import mbsim
@@ -183,7 +185,7 @@ def numbers_after(text, words):
 def test_every_fact_is_measured_here(page):
     code = Path(__file__).read_text("utf-8")
     names = re.findall(r"<!-- fact: (\w+) -->", page)
-    assert len(names) == len(set(names)) == 7
+    assert len(names) == len(set(names)) == 8
     for name in names:
         assert f'fact(page, "{name}")' in code
 
@@ -386,6 +388,14 @@ def test_fact_canaries(page):
             f"{pair(every.energy_in_span)} (by chance {by_chance[1]})."
         )
         assert sentence in text
+
+
+def test_fact_margins(page):
+    text = fact(page, "margins")
+    assert (
+        f"Random problems, {test_inequalities.PROBLEMS} of them with eight kinds of noise" in text
+    )
+    assert text.endswith(f"is: {test_inequalities.margins()}.")
 
 
 # ------------------------------------------------------- steps of the proofs, at random points

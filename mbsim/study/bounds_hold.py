@@ -27,16 +27,17 @@ from mbsim.problems.problem import Problem
 from mbsim.simulation.run import Run, draw_updates
 from mbsim.statistics import Interval
 from mbsim.study.family import BENIGN, DIM, Case, family
-from mbsim.study.tuning import simulate
+from mbsim.study.tuning import simulate, step_size_for
 from mbsim.verdicts import Comparison, Verdict
 
-__all__ = ["bounds_hold"]
+__all__ = ["bounds_hold", "check_bound"]
 
 # The rate of one comparison, of which a claim makes some hundreds; updates drawn for each bound on
 # a step.
 _EACH, _UPDATES = 1e-6, 2**12
 # Some bounds are equalities but for a fraction of a percent; an excess of so much would be seen.
-_RESOLVED = 0.05
+# An estimate is good if it is right to a tenth.
+_RESOLVED, _NEAR = 0.05, 0.1
 
 WRONG = ("half the certificate", "5.1 without λ₀", "k-sum for λ", "tilted draggers")
 
@@ -93,13 +94,21 @@ class _Held:
     excess: Interval | None = None
     slack: float = math.nan
     vacuous: bool = False
+    left: float = math.nan
+    right: float = math.nan
+    why_not: str = ""
 
 
-def _nearest(name: str, held: list[_Held]) -> Comparison | None:
+def _nearest(name: str, held: list[_Held], kind: str = "upper bound") -> Comparison | None:
     """The problem in which a bound is nearest to being broken, of all that it applies to."""
     found = [(x.excess, x.problem) for x in held if x.excess is not None]
     if not found:
         return None
+    if kind == "estimate":  # wrong on either side
+        excess, problem = max(found, key=lambda pair: abs(pair[0].estimate))
+        what = f"{name}: left side over right side, minus 1, in problem {problem}"
+        off = f"{what}, the farthest off of {len(found)}"
+        return Comparison(what=off, measured=excess, relation="within", limit=(-_NEAR, _NEAR))
     # The largest upper limit; if any is surely broken, the one that most surely is.
     broken = [pair for pair in found if pair[0].low > _RESOLVED]
     excess, problem = max(broken or found, key=lambda pair: pair[0].low if broken else pair[0].high)
@@ -169,15 +178,19 @@ def _on_run(
 ) -> _Held:
     verdict = examination.verdict(bound, gate=gate, false_positive_rate=_EACH)
     if not verdict.comparisons:
-        return _Held(bound=name, problem=number)
-    (comparison,) = verdict.comparisons
-    limit = factor * comparison.limit
+        return _Held(bound=name, problem=number, why_not=verdict.not_applicable)
+    left, right = verdict.comparisons[0].measured, factor * verdict.details["right"]
+    # Over the size of the right side, which need not be positive if a user wrote it.
+    scale = 1 / (abs(right) or left.estimate or 1.0)
+    sign = -1.0 if bound.kind == "lower bound" else 1.0
     return _Held(
         bound=name,
         problem=number,
-        excess=_shifted(comparison.measured, 1 / limit, -1.0),
-        slack=limit / comparison.measured.estimate,
+        excess=_shifted(left, sign * scale, -sign * right * scale),
+        slack=right / left.estimate if left.estimate else math.inf,
         vacuous=verdict.details["vacuous"],
+        left=left.estimate,
+        right=right,
     )
 
 
@@ -285,6 +298,106 @@ def _step_bounds(wrong: str, *, coherent: bool) -> list[tuple[str, Any]]:
     return found + [(bound.name, bound) for bound in others]
 
 
+# ---------------------------------------------------------------------------- a user's bound
+
+_KINDS = {"upper": "upper bound", "lower": "lower bound", "estimate": "estimate"}
+
+
+def check_bound(
+    formula: str,
+    *,
+    kind: str = "upper",
+    method: str | None = None,
+    problems: int = 24,
+    rng: int = 0,
+) -> Verdict:
+    """Hold a formula of your own for (1/T) Σ E‖∇L(w_t)‖² against simulation on the stated family.
+
+    Args:
+        formula: such as ``"2*Delta/(eta*T) + eta*L*sigma**2/B"``, in the letters of the paper or in
+            code names (:func:`mbsim.theory.parse_formula` lists them, and refuses all else). If it
+            has no step size in it, each problem runs with its tuned one.
+        kind: "upper", "lower" or "estimate" (right to a tenth).
+        method: what it is about, "SGD" or "clipping" (Algorithm 1); clipping if the formula has a
+            micro-batch size in it, SGD if not, unless told.
+        problems: how many of the family (:func:`mbsim.study.family.family`), 64 replicates each.
+        rng: the seed, an integer.
+
+    Returns:
+        A Verdict that rests on the problem in which the formula is nearest to being broken; its
+        details have a row for every problem.
+
+    Raises:
+        InvalidArgument: for formulas that are refused, and for arguments that break a rule.
+
+    >>> check_bound("Delta/(eta*T) + eta*L*sigma**2/(2*B)", problems=4).status  # knows no draggers
+    'refuted'
+    """
+    from mbsim.theory.formula import formula_bound
+
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise InvalidArgument(f"kind={shown(kind)} must be one of {', '.join(_KINDS)}")
+    bound = formula_bound(formula, kind=_KINDS[kind])
+    about = method or ("clipping" if "micro_batch_size" in bound.names else "SGD")
+    cases = family(problems, rng=rng, method=about)
+    tuned = "step_size" not in bound.names
+    rows, held = [], []
+    for number, case in enumerate(_tuned(case) if tuned else case for case in cases):
+        one = _of_user(bound, _run(case, number, rng), number)
+        held.append(one)
+        rows.append(_row(case, one))
+    nearest = _nearest(formula, held, bound.kind)
+    steps = "each problem with its tuned step size" if tuned else "step sizes of the family"
+    return Verdict(
+        claim="check-bound",
+        statement=f"{bound}, for {about}, on {problems} problems, {steps}",
+        comparisons=(nearest,) if nearest else (),
+        not_applicable="" if nearest else f"it applies to no problem: {held[0].why_not}",
+        seed=rng,
+        details={"rows": rows, **_slack(held)},
+    )
+
+
+def _tuned(case: Case) -> Case:
+    step_size = step_size_for(
+        case.problem,
+        case.method,
+        batch_size=case.batch_size,
+        step_size="tuned",
+        steps=case.steps,
+    )
+    return replace(case, step_size=step_size)
+
+
+def _of_user(bound: Any, run: Run, number: int) -> _Held:
+    from mbsim.theory.checking import Examination
+
+    try:
+        return _on_run(Examination(run=run, rng=number), bound, bound.name, number)
+    except InvalidArgument as reason:  # the formula is not finite there
+        return _Held(bound=bound.name, problem=number, why_not=str(reason))
+
+
+def _row(case: Case, held: _Held) -> dict[str, Any]:
+    """One problem as plain data."""
+    problem = case.problem
+    return {
+        "problem": held.problem,
+        "loss": str(problem.loss),
+        "noise": str(problem.noise),
+        "p": problem.draggers.probability,
+        "c": problem.draggers.norm_ratio,
+        "gamma": problem.draggers.coherence,
+        "method": str(case.method),
+        "B": case.batch_size,
+        "eta": case.step_size,
+        "T": case.steps,
+        "left": held.left,
+        "right": held.right,
+        "why_not": held.why_not,
+    }
+
+
 # ---------------------------------------------------------------------------- the runs
 
 
@@ -312,19 +425,20 @@ def _where_it_shows(wrong: str) -> Case | None:
 @functools.lru_cache(maxsize=4)  # a control reads the runs of the claim
 def _runs(count: int, rng: int, wrong: str) -> tuple[tuple[Case, Run], ...]:
     """The cases with their runs: of the family, or the one that a control is about."""
-    found, special = [], _where_it_shows(wrong)
+    special = _where_it_shows(wrong)
     tilted = wrong == "tilted draggers"
     method, tilt = ("SGD", -0.1) if tilted else ("both", 0.0)
     cases = [special] if special else family(count, rng=rng, method=method, tilt=tilt)
-    for number, case in enumerate(cases):
-        run = simulate(
-            case.problem,
-            case.method,
-            batch_size=case.batch_size,
-            step_size=case.step_size,
-            steps=case.steps,
-            replicates=64,
-            rng=SeedSequence(rng, spawn_key=(*b"family runs", number)),
-        )
-        found.append((case, run))
-    return tuple(found)
+    return tuple((case, _run(case, number, rng)) for number, case in enumerate(cases))
+
+
+def _run(case: Case, number: int, rng: int) -> Run:
+    return simulate(
+        case.problem,
+        case.method,
+        batch_size=case.batch_size,
+        step_size=case.step_size,
+        steps=case.steps,
+        replicates=64,
+        rng=SeedSequence(rng, spawn_key=(*b"family runs", number)),
+    )

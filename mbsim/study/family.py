@@ -106,4 +106,5 @@ def _case(number: int, draw: Generator, method: str, tilt: float) -> Case:
 
 
 def log_uniform(draw: Generator, low: float, high: float) -> float:
+    """A number between `low` and `high` whose logarithm is uniform."""
     return float(np.exp(draw.uniform(math.log(low), math.log(high))))

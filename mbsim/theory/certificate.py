@@ -57,8 +57,8 @@ Mask = NDArray[np.bool_]
 
 # Distance of the first nodes in asinh(r/r₀), and of those that are added far out.
 _SPACING, _FAR_SPACING = 0.5, 0.8
-# The grid reaches at first to so many σ.
-_FIRST_REACH = 10.0
+# The grid reaches at first to so many σ, and at last no further than to so many.
+_FIRST_REACH, _FARTHEST = 10.0, 1e9
 # The bound may owe this share of itself to margins.
 _MARGIN = 1e-3
 # Points between two nodes at which the interpolant is looked at, and the most nodes of a grid.
@@ -517,8 +517,11 @@ def _solve(curve: _Curve, half_step: float, budget: float, largest: float) -> _S
         share = (budget * x + y - budget * free_x - free_y) / value if value > 0 else 0.0
         room = curve.s.size < _MOST_NODES - 2 * _BETWEEN
         if tail is not None and beyond > y + 1e-4 * value and room:
-            curve = curve.up_to(1.05 * tail.reach(x, y + 0.5e-4 * value))
-            continue
+            wanted = 1.05 * tail.reach(x, y + 0.5e-4 * value)
+            # Further out is only a drift whose progress is next to nothing: its bound is, too.
+            if wanted < _FARTHEST * curve.drift.noise_size:
+                curve = curve.up_to(wanted)
+                continue
         heights = descent.heights(x, s)
         if share > _MARGIN / 2 and room:
             owed = np.zeros(curve.s.size - 1)

@@ -34,8 +34,8 @@ __all__ = ["Examination", "check", "settings_of"]
 
 Array = NDArray[np.float64]
 
-# An estimate claims no inequality; it is good if it is right to this factor.
-_NEAR = 1.1
+# An estimate claims no inequality; it is good if it is right to a tenth.
+_NEAR = 0.1
 # At how many gradient norms, over those visited, and on how many micro-batches things are measured.
 _NORMS, _DRAWS = 24, 2**15
 
@@ -118,7 +118,8 @@ class Examination:
             comparisons = (_comparison(bound, self._left(bound, rate / 2), right),)
             details = {
                 "values": values,
-                "slack": right / comparisons[0].measured.estimate,
+                "right": right,
+                "slack": right / (comparisons[0].measured.estimate or math.nan),
                 "vacuous": bound.kind == "upper bound"
                 and right >= self.run.problem.initial_grad_norm**2,
             }
@@ -251,7 +252,7 @@ def _out_of_range(bound: Bound, values: Mapping[str, float], *, gate: bool) -> s
 def _comparison(bound: Bound, left: Interval, right: float) -> Comparison:
     what = bound.subject.sentence
     if bound.kind == "estimate":
-        near = (right / _NEAR, right * _NEAR)
+        near = (right - _NEAR * abs(right), right + _NEAR * abs(right))
         return Comparison(what=what, measured=left, relation="within", limit=near)
     relation = {"upper bound": "below", "lower bound": "above"}[bound.kind]
     return Comparison(what=what, measured=left, relation=relation, limit=right)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from mbsim.problems.noise import Exponential, Gaussian, TwoPoint
 from mbsim.problems.problem import Problem
 from mbsim.theory.norm_laws import (
+    LEVELS,
     Laws,
     Length,
     Radial,
@@ -53,8 +54,8 @@ KnownNoise: TypeAlias = Gaussian | TwoPoint | Exponential
 _SERIES_DIM = 16
 # With radial densities of more values of μ than this, a series is the cheaper.
 _RADIAL_NODES = 32
-# A mixture of more laws than this costs more than a sample does.
-_MOST_LAWS = 400
+# A mixture of more laws, or of series with more terms, than this costs more than a sample does.
+_MOST_LAWS, _MOST_TERMS = 400, 5000
 # From this dimension on a random walk alone makes ‖X‖² smooth enough for a series.
 _SMOOTH_WALK = 8
 # Atoms of |S_k|² are small enough when their mass times the number of micro-batches is.
@@ -122,7 +123,13 @@ class MicroBatchLaw:
             many = self._offsets(MOST_POINTS).nodes.size > _MOST_LAWS
         draggers = self.problem.draggers
         walks = self.k[-1] > 1 and draggers.norm_ratio > 0 and draggers.coherence < 1
-        return many or bool(self._share == 1 and walks and 1 < self.walk_dim < _SMOOTH_WALK)
+        rough = self._share == 1 and walks and 1 < self.walk_dim < _SMOOTH_WALK
+        if many or rough:
+            return True
+        noise = self.problem.noise.sigma > 0
+        grad_norm, sigma = (math.sqrt(0.5), math.sqrt(0.5)) if noise else (1.0, 0.0)
+        _, _, series = self._parts(grad_norm, sigma, LEVELS[0], 0)
+        return sum(part.terms for part in series) > _MOST_TERMS
 
     def tails(self, grad_norm: float, sigma: float, level: Resolution, power: int = 0) -> Tails:
         """S, G and H.
@@ -374,7 +381,9 @@ def _integrate(atoms: Array, panels: _Panels, density: Array, power: int) -> Tai
     beyond += from_atoms[:, np.searchsorted(x, panels.edges[1:])]
     tails = np.einsum("ijk,lk->ijl", per_panel, to_end) + beyond[..., None]
     whole = beyond[:, :1, None] + mass[:, :1, None]
-    tails[0] /= whole[0]  # 1 but for quadrature, and S^power would multiply what it is short of 1
+    # 1 but for quadrature, and S^power would multiply what it is short of 1. Atoms to the left of
+    # all panels, at norm 0, are part of it and of no tail.
+    tails[0] /= whole[0] + per_atom[0, x <= panels.edges[0]].sum()
     tails[3:] = whole[3:] - tails[3:]
     # t, dt/weight and the tails are smooth on a panel: interpolated where it is split.
     values = np.concatenate([[panels.t, panels.dt / weights], tails])
