@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mbsim._version import __version__
-from mbsim.errors import InvalidArgument
+from mbsim.errors import InvalidArgument, check_integer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mbsim.problems.noise import NoiseLaw
 
 __all__ = ["main"]
 
@@ -62,7 +68,6 @@ def reproduce(
 
 
 def _print_report(report: object, out: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from mbsim.study.report import Report
@@ -72,14 +77,22 @@ def _print_report(report: object, out: Path) -> None:
     styles = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
     for name, status, why in report.rows():
         table.add_row(name, f"[{styles.get(status, 'dim')}]{status}[/]", why)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
+    console = _console()
     console.print(table)
     console.print(
         f"{report.made_with['seconds']['all']:.0f} s; figures and report.json are in {out}/",
         highlight=False,
     )
+
+
+def _console() -> Console:
+    """A console; wide where nobody looks at it, so that no line is broken."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    return console
 
 
 @app.command()
@@ -107,6 +120,115 @@ def table1(
         for name, number in row.items():
             text = f"{number:.6g}" if isinstance(number, float) else str(number)
             print(f"  {name.replace('_', ' '):<16} {text}")
+
+
+@app.command()
+def sweet_spot(
+    probability: Annotated[float, typer.Option(help="Of a dragger, p.")] = 0.05,
+    norm_ratio: Annotated[float, typer.Option(help="Of draggers, c.")] = 20.0,
+    coherence: Annotated[float, typer.Option(help="Of draggers, gamma.")] = 0.0,
+    noise: Annotated[
+        str, typer.Option(help="gaussian, two-point, exponential or student-t.")
+    ] = "gaussian",
+    rare: Annotated[float, typer.Option(help="Of two-point noise: the rare side.")] = 0.1,
+    df: Annotated[float, typer.Option(help="Of Student's t: degrees of freedom.")] = 5.0,
+    sigma: Annotated[float, typer.Option(help="Noise of one example.")] = 1.0,
+    dimension: Annotated[int, typer.Option(help="Parameters, d.")] = 64,
+    benign_dim: Annotated[int, typer.Option(help="Dimensions of benign noise, n.")] = 32,
+    start: Annotated[float, typer.Option(help="Gradient norm at the start.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(help="Examples in a mini-batch, B.")] = 64,
+    step_size: Annotated[str, typer.Option(help='A number, or "tuned".')] = "0.05",
+    steps: Annotated[int, typer.Option(help="How many, T.")] = 1000,
+    by: Annotated[
+        str, typer.Option(help="bias, bound, certificate, floor or simulation.")
+    ] = "certificate",
+    replicates: Annotated[int, typer.Option(help="Of a simulation.")] = 64,
+    seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """The best micro-batch size for one half of |w|^2, by one criterion."""
+    import numpy as np
+
+    from mbsim.problems.draggers import Draggers
+    from mbsim.problems.losses import Quadratic
+    from mbsim.problems.problem import Problem
+    from mbsim.study import sweet_spot as study
+    from mbsim.study.report import to_json
+
+    size = check_integer("dimension", dimension, minimum=1)
+    problem = Problem(
+        loss=Quadratic(np.ones(size)),
+        noise=_noise(noise, sigma, rare, df),
+        draggers=Draggers(probability=probability, norm_ratio=norm_ratio, coherence=coherence),
+        benign_dim=benign_dim,
+        start=np.full(size, start / np.sqrt(size)),
+    )
+    best = study.sweet_spot(
+        problem,
+        batch_size=batch_size,
+        step_size=_number_or_word(step_size),
+        steps=steps,
+        by=by,
+        replicates=replicates,
+        rng=seed,
+    )
+    print(to_json(best.to_dict()) if json else best, end="" if json else "\n")
+
+
+def _noise(name: str, sigma: float, rare: float, df: float) -> NoiseLaw:
+    from mbsim.problems.noise import Exponential, Gaussian, StudentT, TwoPoint
+
+    laws: dict[str, Callable[[], NoiseLaw]] = {
+        "gaussian": lambda: Gaussian(sigma=sigma),
+        "two-point": lambda: TwoPoint(sigma=sigma, rare=rare),
+        "exponential": lambda: Exponential(sigma=sigma),
+        "student-t": lambda: StudentT(sigma=sigma, df=df),
+    }
+    if name not in laws:
+        raise InvalidArgument(f"noise={name!r} must be one of {', '.join(laws)}")
+    return laws[name]()
+
+
+def _number_or_word(text: str) -> float | str:
+    """A number where it is one; words are left to whoever knows which are allowed."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+@app.command()
+def check_bound(
+    formula: Annotated[str, typer.Argument(help="Such as 2*Delta/(eta*T) + eta*L*sigma**2/B.")],
+    kind: Annotated[str, typer.Option(help="upper, lower or estimate.")] = "upper",
+    method: Annotated[
+        str | None, typer.Option(help="SGD or clipping; by whether b is in it, unless told.")
+    ] = None,
+    problems: Annotated[int, typer.Option(help="How many of the family.")] = 24,
+    seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
+) -> None:
+    """Hold your own formula for the mean of |gradient|^2 over a run against simulation."""
+    from mbsim.study.bounds_hold import check_bound as check
+    from mbsim.study.report import to_json
+
+    verdict = check(formula, kind=kind, method=method, problems=problems, rng=seed)
+    if json:
+        print(to_json(verdict.to_dict()), end="")
+        return
+    from rich.table import Table
+
+    table = Table("problem", "method", "B", "p", "c", "γ", "η", "T", "left", "right", "left/right")
+    for row in verdict.details["rows"]:
+        cells = [f"{row[name]:.3g}" for name in ("p", "c", "gamma", "eta")]
+        sides = [f"{row['left']:.4g}", f"{row['right']:.4g}", f"{row['left'] / row['right']:.3g}"]
+        if row["why_not"]:
+            sides = ["", "", "not applicable"]
+        table.add_row(
+            str(row["problem"]), row["method"], str(row["B"]), *cells, str(row["T"]), *sides
+        )
+    _console().print(table)
+    print(verdict)
 
 
 def _name_and_number(text: str) -> tuple[str, float]:

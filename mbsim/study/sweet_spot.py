@@ -87,6 +87,17 @@ class SweetSpot:
         """Whether the best b lies strictly between 1 and B."""
         return self.micro_batch_size is not None and 1 < self.micro_batch_size < self.batch_size
 
+    def to_dict(self) -> dict[str, Any]:
+        """The sweet spot as plain data; micro-batch sizes become texts, as in JSON."""
+        return {
+            **vars(self),
+            "interior": self.interior,
+            **{
+                name: {str(b): content for b, content in getattr(self, name).items()}
+                for name in ("curve", "why_not", "step_sizes")
+            },
+        }
+
     def _rows(self) -> list[tuple[str, str, str]]:
         rows = []
         for b, number in self.curve.items():
