@@ -18,7 +18,7 @@ from mbsim._files import replacing
 from mbsim._progress import progress
 from mbsim._version import __version__
 from mbsim.errors import InvalidArgument, check_integer, shown
-from mbsim.study import claims
+from mbsim.study import bounds_hold, claims, sweet_spot_claims
 from mbsim.verdicts import Verdict
 
 __all__ = ["CLAIMS", "CONTROLS", "Report", "expected_statuses", "reproduce"]
@@ -32,6 +32,9 @@ CLAIMS: tuple[Claim, ...] = (
     claims.bias_needs_skew,
     claims.sweet_spot,
     claims.training_sweet_spot,
+    bounds_hold.bounds_hold,
+    sweet_spot_claims.sweet_spot_predicted,
+    sweet_spot_claims.interior_bias,
 )
 
 # The same claims with what they rest on taken away: none of these may come out supported.
@@ -43,6 +46,9 @@ CONTROLS: tuple[tuple[str, Claim, dict[str, Any]], ...] = (
     ("no draggers", claims.sweet_spot, {"draggers": False}),
     ("labels of b shuffled", claims.sweet_spot, {"shuffle": True}),
     ("no canaries", claims.training_sweet_spot, {"canaries": False}),
+    *((wrong, bounds_hold.bounds_hold, {"wrong": wrong}) for wrong in bounds_hold.WRONG),
+    ("advice shuffled", sweet_spot_claims.sweet_spot_predicted, {"shuffle": True}),
+    ("symmetric noise", sweet_spot_claims.interior_bias, {"noise": "symmetric"}),
 )
 
 

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
@@ -210,52 +211,37 @@ def _choices(problem: Problem, step_size: float) -> dict[str, int]:
 # ---------------------------------------------------------------------------- interior-bias
 
 
-def interior_bias(
-    *, quick: bool = False, rng: int = 0, noise: str = "skewed", norm_ratio: float = 300.0
-) -> Verdict:
-    r"""The paper's central claim taken apart: what is smallest at an interior b, and what is not.
+def interior_bias(*, quick: bool = False, rng: int = 0, noise: str = "skewed") -> Verdict:
+    """The paper's central claim taken apart: what is smallest at an interior b, and what is not?
 
-    "The bias depends on b and is smallest strictly between 1 and B" can mean four things (theory
-    page, 5.5). With B = 64, p = 0.05, c = 300, skewed noise and η = 0.01:
+    "The bias depends on b and is smallest strictly between 1 and B" can mean three things (theory
+    page, 5.5), and all three are claimed here, at B = 64, p = 0.05, c = 20 and η = 0.01 with skewed
+    noise:
 
-    1. β_b², the bias term of Theorem 2's bound: its lowest interior value over the lower of its
-       ends, claimed below 1;
-    2. the whole bound at this η and a long horizon, with Theorem 1 at b = B: the same;
-    3. the floor of simulated runs: the same;
-    4. the bias itself, what is left of the floor as η → 0: Algorithm 1 at b = B is SGD and has
-       none, so a quarter of the step size leaves less than 0.6 of the floor there: the bias is
-       smallest at an *end*.
+    1. β_b², the bias term of Theorem 2's bound: its lowest interior value over the lower of the
+       values at b = 1 and b = B is below 1;
+    2. the whole bound for a long horizon, with Theorem 1 at b = B: the same;
+    3. the floor of simulated runs: its lowest interior value (chosen on one half of the replicates,
+       tested on the other) lies below those at b = 1 and at b = B.
 
-    Controls: ``noise="symmetric"`` (no bias at any b, so 3 fails), ``norm_ratio=20`` (SGD's bound
-    is then below all others, so 2 fails).
+    The bias of the algorithm itself is none of them: at b = B Algorithm 1 is SGD and has none.
+    `details` has the norm ratio from which on the whole bound is smallest inside, if there is one.
+    With ``noise="symmetric"`` (a control) there is no bias at any b, and the floor is smallest at
+    b = 1.
 
     Source: [Wang2024] Theorem 4.2; theory page, 5.2 and 5.5.
     """
-    from mbsim.study.claims import SKEWED, SYMMETRIC
-
-    laws = {"skewed": SKEWED, "symmetric": SYMMETRIC}
-    if noise not in laws:
+    if noise not in _LAWS:
         raise InvalidArgument(f"noise={shown(noise)} must be 'skewed' or 'symmetric'")
     seed, step_size, batch = check_integer("rng", rng, minimum=0), 0.01, 64
-    problem = Problem(
-        loss=Quadratic(np.ones(DIM)),
-        noise=laws[noise],
-        benign_dim=BENIGN,
-        start=np.full(DIM, 0.2 / math.sqrt(DIM)),
-        draggers=Draggers(probability=0.05, norm_ratio=norm_ratio),
-    )
-    curves = {
-        by: sweet_spot(problem, batch_size=batch, step_size=step_size, steps=_LONG, by=by).curve
-        for by in ("bias", "bound", "floor")
-    }
+    problem = _central_problem(noise, norm_ratio=20.0)
+    settings: dict[str, Any] = {"batch_size": batch, "step_size": step_size, "steps": _LONG}
+    curves = {by: sweet_spot(problem, by=by, **settings).curve for by in ("bias", "bound", "floor")}
     sizes = (1, 4, 16, 64) if quick else tuple(divisors(batch))
-    floors_sq = {
-        eta: _floors_sq(problem, sizes if eta == step_size else (batch,), batch, eta, quick, seed)
-        for eta in (step_size, step_size / 4)
-    }
-    choose = {b: float(sample[::2].mean()) for b, sample in floors_sq[step_size].items()}
+    floors_sq = _floors_sq(problem, sizes, batch, step_size, quick, seed)
+    choose = {b: float(sample[::2].mean()) for b, sample in floors_sq.items()}
     inside = min(sizes[1:-1], key=choose.__getitem__)
-    test = {b: sample[1::2] for b, sample in floors_sq[step_size].items()}
+    test = {b: sample[1::2] for b, sample in floors_sq.items()}
     comparisons = [
         Comparison(
             what=f"{what}: least inside over the lower end",
@@ -274,31 +260,18 @@ def interior_bias(
         )
         for end in (1, batch)
     ]
-    comparisons.append(
-        Comparison(
-            what="floor(η/4)/floor(η) at b = B",
-            measured=statistics.ratio(
-                floors_sq[step_size / 4][batch],
-                floors_sq[step_size][batch],
-                false_positive_rate=RATE,
-                power=0.5,
-            ),
-            relation="below",
-            limit=0.6,
-        )
-    )
-    simulated = {b: math.sqrt(sample.mean()) for b, sample in floors_sq[step_size].items()}
+    simulated = {b: math.sqrt(sample.mean()) for b, sample in floors_sq.items()}
     return Verdict(
         claim="interior-bias",
         statement=(
-            "The bias term of the bound, the whole bound and the floor are smallest at an interior "
-            "b; the bias itself is smallest at b = B, where it is 0."
+            "The bias term of the bound, the whole bound and the floor are each smallest at an "
+            "interior b."
         ),
         comparisons=tuple(comparisons),
         seed=seed,
         details={
-            "norm_ratio": norm_ratio,
             "noise": noise,
+            "bound_interior_from": None if quick else _bound_interior_from(noise, settings),
             "lowest": {
                 name: min(curve, key=curve.__getitem__)
                 for name, curve in {**curves, "simulated floor": simulated}.items()
@@ -306,6 +279,27 @@ def interior_bias(
             "curves": {**curves, "simulated floor": simulated},
         },
     )
+
+
+_LAWS = {"skewed": TwoPoint(sigma=1.0, rare=0.05), "symmetric": Gaussian(sigma=1.0)}
+
+
+def _central_problem(noise: str, norm_ratio: float) -> Problem:
+    return Problem(
+        loss=Quadratic(np.ones(DIM)),
+        noise=_LAWS[noise],
+        benign_dim=BENIGN,
+        start=np.full(DIM, 0.2 / math.sqrt(DIM)),
+        draggers=Draggers(probability=0.05, norm_ratio=norm_ratio),
+    )
+
+
+def _bound_interior_from(noise: str, settings: dict[str, Any]) -> float | None:
+    """The least norm ratio of a grid for which the whole bound is smallest inside."""
+    for norm_ratio in (20.0, 100.0, 200.0, 300.0, 350.0, 400.0):
+        if sweet_spot(_central_problem(noise, norm_ratio), by="bound", **settings).interior:
+            return norm_ratio
+    return None
 
 
 def _inside_over_ends(curve: dict[int, float]) -> float:
