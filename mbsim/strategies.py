@@ -69,7 +69,7 @@ Part: TypeAlias = T | SearchStrategy[T] | None
 
 # Hypothesis shrinks a float to the simplest integer in its range: here to 1.
 _SCALES = st.floats(1 / 16, 16)
-_SHARES = st.floats(0, 1, allow_subnormal=False)
+_SHARES = st.sampled_from([0.0, 1.0]) | st.floats(0, 1, allow_subnormal=False)  # often an end
 
 
 def _drawn_from(part: Part[T], default: SearchStrategy[T]) -> SearchStrategy[T]:

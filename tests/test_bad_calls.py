@@ -236,7 +236,7 @@ BAD = [
     ("step_size", "=-0.1", lambda: simulate(step_size=-0.1)),
     ("step_size", "=nan", lambda: simulate(step_size=NAN)),
     ("step_size", "=inf", lambda: simulate(step_size=INF)),
-    ("step_size", "='tuned'", lambda: simulate(step_size="tuned")),
+    ("step_size", "='best'", lambda: simulate(step_size="best")),
     ("step_size", "must be finite", lambda: simulate(step_size=10**400)),
     ("steps", "=0 ", lambda: simulate(steps=0)),
     ("steps", "=-1 ", lambda: simulate(steps=-1)),

@@ -1,4 +1,4 @@
-"""The theory's properties on random problems: limits, units, monotonicity, certificates, sweet spot.
+"""The theory's properties on random problems: limits, units, certificates, bounds, sweet spot.
 
 What is compared is proved, in the comment of its test or on the theory page; errors of the drift
 are those that it states itself.
@@ -79,7 +79,8 @@ def changed(problem, **parts):
 
 
 def with_draggers(problem, **numbers):
-    old = {name: getattr(problem.draggers, name) for name in ("probability", "norm_ratio")}
+    names = ("probability", "norm_ratio", "coherence")
+    old = {name: getattr(problem.draggers, name) for name in names}
     return changed(problem, draggers=mbsim.Draggers(**old | numbers))
 
 
@@ -127,7 +128,11 @@ def test_one_micro_batch_and_no_clipping_are_theorem_1(problem, batch, r, q, dat
         assert found.second_moment == pytest.approx(expected[1], rel=ROUNDOFF)
 
 
-@given(problem=problems(noise=integrated), split=splits, r=norms, exponent=st.floats(0.5, 12))
+some_draggers = draggers(probability=st.floats(0.05, 0.5), norm_ratio=st.floats(0.25, 100))
+with_some = problems(noise=integrated, draggers=some_draggers)
+
+
+@given(problem=with_some, split=splits, r=norms, exponent=st.floats(0.5, 12))
 @few
 def test_few_draggers_change_little(problem, split, r, exponent):
     """p → 0. With probability q^B a step has no draggers, and is one of the clean problem. In any
@@ -145,7 +150,7 @@ def test_few_draggers_change_little(problem, split, r, exponent):
         assert abs(x - y) <= some * size + e + f
 
 
-@given(problem=problems(noise=integrated), split=splits, r=norms, exponent=st.floats(-1, 9))
+@given(problem=with_some, split=splits, r=norms, exponent=st.floats(-1, 9))
 @few
 def test_short_draggers_are_like_gradients_of_0(problem, split, r, exponent):
     """c → 0, which is c = 0 and not p = 0: examples without a gradient. A micro-batch moves by D,
@@ -156,16 +161,13 @@ def test_short_draggers_are_like_gradients_of_0(problem, split, r, exponent):
     p, gamma, c = problem.draggers.probability, problem.draggers.coherence, 10.0**-exponent
     psi = p / b + gamma * p**2 * (1 - 1 / b)
     kappa = (1 + math.sqrt(m)) * c * math.sqrt(psi) * math.hypot(r, problem.noise.sigma)
-    assume(c == 0 or problem.dragger_dim >= 2)
-    one, other = (
-        step(with_draggers(problem, norm_ratio=x, coherence=gamma), b, m, r) for x in (c, 0.0)
-    )
+    one, other = (step(with_draggers(problem, norm_ratio=x), b, m, r) for x in (c, 0.0))
     allowed = (kappa, kappa * (2 * math.sqrt(other[1][0]) + kappa))
     for (x, e), (y, f), size in zip(one, other, allowed, strict=True):
         assert abs(x - y) <= size + e + f
 
 
-@given(problem=problems(noise=integrated), m=st.sampled_from([2, 3, 8]), r=norms)
+@given(problem=with_some, m=st.sampled_from([2, 3, 8]), r=norms)
 @few
 def test_one_gradient_of_0_stops_a_step(problem, m, r):
     """At c = 0 and b = 1 a step without draggers is a clean one, and any other stands still."""
@@ -364,7 +366,11 @@ def check_theorem(problem, b, m, bound, values, *, slack=1e-3):
     return one, found
 
 
-@given(problem=problems(), batch=batch_sizes(), share=shares, horizon=horizons)
+# No limit on its gradients: what is known to be bounded (log cosh) is certified to be less.
+unbounded = losses(dim=st.integers(3, 8), kinds=[mbsim.losses.Quadratic, mbsim.losses.Ripple])
+
+
+@given(problem=problems(loss=unbounded), batch=batch_sizes(), share=shares, horizon=horizons)
 @settings(max_examples=25, deadline=None)
 def test_theorem_1_is_the_solution_of_the_program(problem, batch, share, horizon):
     assume(problem.initial_gap > 0)
@@ -423,7 +429,7 @@ def test_certificates_are_at_or_below_theorem_2_for_concentrated_norms(
 
 
 @given(problem=problems(noise=integrated), split=splits, gap=scales, factor=st.floats(1, 64))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_certificates_in_steps_and_gap(problem, split, gap, factor):
     """A certificate is min (x Δ/(ηT) + y): increasing and concave in Δ/(ηT), and of it alone."""
     b, m = split
@@ -539,9 +545,9 @@ MONOTONE = {
         {"sigma": DOWN, "alignment": UP, "mean_cosine": DOWN, "norm_spread": DOWN},
     ),
 }
-RANGES = {name: 0.75 for name in ("probability", "mean_weight")}
-RANGES |= {name: 1.0 for name in ("coherence", "alignment", "mean_cosine")}
-RANGES |= {name: 1.0 for name in ("shortest_benign_share", "progress_rate")}
+RANGES = dict.fromkeys(("probability", "mean_weight"), 0.75)
+RANGES |= dict.fromkeys(("coherence", "alignment", "mean_cosine"), 1.0)
+RANGES |= dict.fromkeys(("shortest_benign_share", "progress_rate"), 1.0)
 
 
 def moved(values, name, factor):
@@ -587,7 +593,7 @@ UNITS = {
     "initial_gap": (0, 1),
     "smoothness": (2, -1),
     "step_size": (-2, 1),
-    **{name: (1, 0) for name in ("sigma", "sigma_along", "norm_spread", "grad_norm")},
+    **dict.fromkeys(("sigma", "sigma_along", "norm_spread", "grad_norm"), (1, 0)),
     "capped_threshold": (1, 0),
 }
 SCALED = {
@@ -695,7 +701,7 @@ def closed_bias(b, p):
 
 @given(p=st.floats(1e-6, 0.5))
 @example(p=0.05)
-@settings(max_examples=40)
+@settings(max_examples=12)
 def test_the_closed_bias_is_stationary_at_the_best_micro_batch_size(p):
     best = optimal_micro_batch_size().evaluate(probability=p)
     with mpmath.workdps(60):

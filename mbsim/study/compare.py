@@ -13,8 +13,9 @@ from mbsim._values import value
 from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.methods import Method
 from mbsim.problems.problem import Problem
-from mbsim.simulation.run import Run, check_problem, choose_engine, seed_sequence, simulate
+from mbsim.simulation.run import Run, check_problem, choose_engine, seed_sequence
 from mbsim.statistics import Interval
+from mbsim.study.tuning import simulate
 
 __all__ = ["Comparison", "compare"]
 
@@ -57,11 +58,12 @@ class Comparison:
         return self.runs[index]
 
     def _rows(self) -> list[tuple[str, str, str]]:
-        rows = []
+        rows, step_sizes = [], {run.step_size for run in self.runs}
         for number, run in enumerate(self.runs):
             mean = statistics.mean(run.mean_grad_norm_sq, false_positive_rate=0.01)
             against = str(self.difference(number, 0)) if number else ""
-            rows.append((str(run.method), str(mean), against))
+            tuned = f", η = {run.step_size:.3g}" if len(step_sizes) > 1 else ""
+            rows.append((f"{run.method}{tuned}", str(mean), against))
         return rows
 
     def __str__(self) -> str:
@@ -80,7 +82,7 @@ def compare(
     methods: Sequence[Method],
     *,
     batch_size: int,
-    step_size: float,
+    step_size: float | str,
     steps: int,
     replicates: int,
     rng: int | SeedSequence | Generator,
@@ -98,7 +100,7 @@ def compare(
         problem: the problem.
         methods: at least two.
         batch_size: B.
-        step_size: η, the same for every method.
+        step_size: η, the same for every method; or "tuned", for each its own.
         steps: T.
         replicates: at least 2.
         rng: as in :func:`mbsim.simulate`.

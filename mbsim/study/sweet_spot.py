@@ -283,12 +283,12 @@ class _Setting:
         )
 
     def key(self, b: int) -> SeedSequence:
-        """A stream of its own for every b."""
+        """A stream of its own for the simulation of every b."""
         return SeedSequence(self.seed.entropy, spawn_key=(*self.seed.spawn_key, b))
 
     def drift(self, b: int) -> Drift:
         method = MicroBatchClipping(b)
-        return drift(self.problem, method, batch_size=self.batch_size, rng=self.key(b))
+        return drift(self.problem, method, batch_size=self.batch_size, rng=self.seed)
 
     def step_size_at(self, b: int) -> float:
         assert self.step_size is not None
@@ -299,7 +299,7 @@ class _Setting:
                 batch_size=self.batch_size,
                 step_size=self.step_size,
                 steps=self.steps or 1,
-                rng=self.key(b),
+                rng=self.seed,
             )
         except InvalidArgument as reason:
             raise _NoValue(str(reason)) from None
@@ -336,7 +336,7 @@ def _bound(setting: _Setting, b: int, step_size: float) -> float:
         return _evaluated(sgd_bound("sharper"), values)
     bound, sigma = clipping_bound("sharper"), setting.problem.noise.sigma
     sample = step_sample(
-        setting.problem, b, batch_size=setting.batch_size, rng=setting.key(b), draws=2**15
+        setting.problem, b, batch_size=setting.batch_size, rng=setting.seed, draws=2**15
     )
     # ω is a function of r/σ that levels off at both ends.
     norms = (sigma or 1.0) * np.geomspace(1e-2 / math.sqrt(b), 1e2, 24)

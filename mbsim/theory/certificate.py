@@ -65,6 +65,8 @@ _MARGIN = 1e-3
 _BETWEEN, _MOST_NODES = 8, 400
 # Near a top of r² − x f so often are points put 8 times as close: its height is then right to 1e-9.
 _ZOOMS = 4
+# The most rounds of an exchange; three are the rule.
+_EXCHANGES = 6
 # The least x f_∞ where f may fall short of f_∞ r² by a multiple of r.
 _LEAST_SLOPE = 1.001
 # A step size is tuned when, on a grid refined for it, it moves by no more than this share; after so
@@ -513,8 +515,8 @@ def _solve(curve: _Curve, half_step: float, budget: float, largest: float) -> _S
         x, y, s = _optimum(descent, budget, least)
         beyond = tail.excess(x) if tail else -math.inf
         value = budget * x + max(y, beyond)
-        free_x, free_y, _ = _optimum(descent, budget, least, margins=False)
-        share = (budget * x + y - budget * free_x - free_y) / value if value > 0 else 0.0
+        free = _value_at(descent, s, budget, least, margins=False)
+        share = (budget * x + y - free) / value if value > 0 else 0.0
         room = curve.s.size < _MOST_NODES - 2 * _BETWEEN
         if tail is not None and beyond > y + 1e-4 * value and room:
             wanted = 1.05 * tail.reach(x, y + 0.5e-4 * value)
@@ -551,18 +553,27 @@ def _optimum(
 ) -> tuple[float, float, Array]:
     """x ≥ least and y with x f + y ≥ r² on the curve, budget x + y the smallest; and places s.
 
-    An exchange: solve on places, add to them where the constraint is broken most, solve again.
+    An exchange: solve on places, add to them where the constraint is broken most, solve again. The
+    last y holds for the last x everywhere, so that to stop early is sound.
     """
     s = descent.places
-    while True:
+    for _ in range(_EXCHANGES):
         squares, f = np.square(descent.curve.norm(s)), descent.lower(s, margins)
         x = _least_maximum(squares, budget - f, least)
         y = float((squares - x * f).max())
         tops = descent.tops(x, s, margins)
         top = float(descent.heights(x, tops, margins).max())
-        if top <= y + 1e-10 * (budget * x + abs(y)):
-            return x, max(y, top), s
         s = np.union1d(s, tops)
+        if top <= y + 1e-7 * (budget * x + abs(y)):
+            break
+    return x, max(y, top), s
+
+
+def _value_at(descent: _Descent, s: Array, budget: float, least: float, margins: bool) -> float:
+    """The value of the program where only some places count."""
+    squares, f = np.square(descent.curve.norm(s)), descent.lower(s, margins)
+    x = _least_maximum(squares, budget - f, least)
+    return float((squares + x * (budget - f)).max())
 
 
 def _least_maximum(intercepts: Array, slopes: Array, least: float) -> float:

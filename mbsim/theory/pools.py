@@ -30,10 +30,10 @@ Array = NDArray[np.float64]
 # Pools of a block. With two control variates, 61 degrees of freedom are left.
 _POOLS = 64
 # A pool holds at least this many steps' worth of micro-batches, so that subsets are many.
-_STEPS_PER_POOL = 8
+_STEPS_PER_POOL = 4
 # Micro-batches of a block, unless steps are so large that a pool needs more, and the most examples
 # (some noise laws draw one number for each).
-_BLOCK, _EXAMPLES = 2**16, 2**22
+_BLOCK, _EXAMPLES = 2**16, 2**21
 
 
 def seed_sequence(rng: Any) -> SeedSequence:

@@ -120,19 +120,21 @@ def transforms(
 def _expanded(lengths: Sequence[SquaredLength], step: float, count: int) -> Complex:
     """The transforms of Laguerre expansions: (1 − iβω)^(−N/2) Σ_j E L_j (1 − 1/(1 − iβω))^j."""
     shape = lengths[0].dimensions / 2
-    k = np.array([law.k for law in lengths])
-    scaled = 1 - 1j * (step / shape) * np.multiply.outer(np.arange(count), k)
+    order = np.argsort([-law.expansion.size for law in lengths])
+    laws = [lengths[i] for i in order]  # the longest expansions first
+    sizes = np.array([law.expansion.size for law in laws])
+    k = np.array([law.k for law in laws])
+    scaled = 1 - 1j * (step / shape) * np.multiply.outer(k, np.arange(count))
     ratio = 1 - 1 / scaled
-    most = max(law.expansion.size for law in lengths)
-    coefficients = np.zeros((most, len(lengths)))
-    for i, law in enumerate(lengths):
-        coefficients[: law.expansion.size, i] = law.expansion
     total = np.zeros_like(scaled)
-    for row in coefficients[::-1]:
-        total *= ratio
-        total += row
+    for j in range(sizes[0] - 1, -1, -1):
+        there = np.count_nonzero(sizes > j)
+        total[:there] *= ratio[:there]
+        total[:there] += np.array([[law.expansion[j]] for law in laws[:there]])
     total *= np.exp(-shape * np.log(scaled))
-    return total
+    found = np.empty_like(total)
+    found[order] = total
+    return found.T
 
 
 def powers(phases: Array, step: float, count: int) -> Complex:
