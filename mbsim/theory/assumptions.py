@@ -230,7 +230,8 @@ def _draggers(problem: Problem, batches: list[_Batch], rate: float) -> tuple[Com
     if not with_some:
         return found
     cosines = [np.abs(b.draggers @ b.direction) / _lengths(b.draggers) for b in with_some]
-    noise = [_largest_cosine(b.draggers, b.benign) for b in with_some]
+    # Without noise, what is left of an example is rounding, and has no direction.
+    noise = [_largest_cosine(b.draggers, b.benign) for b in with_some if problem.noise.sigma]
     # The transverse part has the supposed length; a tilt is caught by the angle.
     lengths = [_lengths(_across(b.draggers, b.direction)) / b.length for b in with_some]
     return (
@@ -241,7 +242,9 @@ def _draggers(problem: Problem, batches: list[_Batch], rate: float) -> tuple[Com
             float(np.concatenate(cosines).max()),
             _ROUNDING,
         ),
-        _exactly("A4: largest |cos| of a dragger and noise", "below", max(noise), _ROUNDING),
+        _exactly(
+            "A4: largest |cos| of a dragger and noise", "below", max(noise, default=0), _ROUNDING
+        ),
         *_about("A4: length of draggers over c√(r² + σ²)", np.concatenate(lengths), 1, 1, rate),
         *_about(
             "A4: mean cosine of two draggers of one step",
