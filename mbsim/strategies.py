@@ -69,6 +69,8 @@ Part: TypeAlias = T | SearchStrategy[T] | None
 
 # Hypothesis shrinks a float to the simplest integer in its range: here to 1.
 _SCALES = st.floats(1 / 16, 16)
+_PROBABILITIES = st.just(0.0) | st.floats(1 / 1024, 1 / 2)
+_NORM_RATIOS = st.just(0.0) | st.floats(1 / 16, 100)
 _SHARES = st.sampled_from([0.0, 1.0]) | st.floats(0, 1, allow_subnormal=False)  # often an end
 
 
@@ -115,7 +117,7 @@ def _quadratics(dim: int) -> SearchStrategy[Loss]:
 _LOSSES: dict[type, Callable[[int], SearchStrategy[Loss]]] = {
     Quadratic: _quadratics,
     LogCosh: lambda dim: st.just(LogCosh(dim)),
-    Ripple: lambda dim: st.floats(0, 4, allow_subnormal=False).map(lambda a: Ripple(dim, a)),
+    Ripple: lambda dim: _SHARES.map(lambda share: Ripple(dim, 4 * share)),
 }
 
 
@@ -221,8 +223,8 @@ def draggers(
     """Draggers: how many, how long, how alike.
 
     Args:
-        probability: p; 0 to 1/2 unless told.
-        norm_ratio: c; 0 to 100 unless told.
+        probability: p; 0, or 1/1024 to 1/2, unless told.
+        norm_ratio: c; 0, or 1/16 to 100, unless told.
         coherence: γ; 0 to 1 unless told, both ends included.
         tilt: 0 unless told: what is drawn keeps assumption A4.
 
@@ -235,8 +237,8 @@ def draggers(
     """
     return st.builds(
         Draggers,
-        probability=_drawn_from(probability, st.floats(0, 0.5, allow_subnormal=False)),
-        norm_ratio=_drawn_from(norm_ratio, st.floats(0, 100, allow_subnormal=False)),
+        probability=_drawn_from(probability, _PROBABILITIES),
+        norm_ratio=_drawn_from(norm_ratio, _NORM_RATIOS),
         coherence=_drawn_from(coherence, _SHARES),
         tilt=_drawn_from(tilt, st.just(0.0)),
     )
@@ -418,9 +420,12 @@ def methods(*, batch_size: int, rule: Part[Rule] = None) -> SearchStrategy[Metho
 _VALUES: dict[str, SearchStrategy[Any]] = {
     "step_size": st.floats(1 / 1024, 1),
     "steps": st.integers(1, 10**6),
-    "probability": st.floats(0, 0.5, allow_subnormal=False),
-    "norm_ratio": st.floats(0, 100, allow_subnormal=False),
+    "probability": _PROBABILITIES,
+    "norm_ratio": _NORM_RATIOS,
 }
+
+# Nearer to the longest step, where sharper forms have a pole, rounding would decide their sign.
+_OF_THE_LONGEST_STEP = st.floats(1 / 1024, 63 / 64)
 
 
 def bound_values(
@@ -485,7 +490,7 @@ def _bound_values(
         if name == "steps":
             values[name] = max(1, *map(math.ceil, limits)) + draw(st.integers(0, 10**6))
         else:
-            values[name] = min(limits) * draw(st.floats(1 / 1024, 1, exclude_max=True))
+            values[name] = min(limits) * draw(_OF_THE_LONGEST_STEP)
     return {name: values[name] for name in names}
 
 

@@ -124,8 +124,9 @@ def _slack(held: list[_Held]) -> dict[str, Any]:
         "not_applicable": len(held) - applied,
         "vacuous": sum(x.vacuous for x in held),
         "slack_median": float(np.median(slacks)) if slacks else None,
-        "slack_least": min(slacks) if slacks else None,
-        "slack_most": max(slacks) if slacks else None,
+        "slack_least": min(slacks, default=None),
+        "slack_most": max(slacks, default=None),
+        "slacks": slacks,
     }
 
 

@@ -37,6 +37,10 @@ _STYLE: Any = {
 }
 
 
+# Inches, where a figure is not of the usual size.
+_SIZES = {"trajectories": (8.0, 3.4), "bounds": (7.0, 4.4), "interior": (8.0, 3.2)}
+
+
 def draw_report(report: dict[str, Any], folder: Path) -> list[Path]:
     """Draw every figure of a report to `folder`, as PNG and as SVG; the paths written."""
     import matplotlib as mpl
@@ -54,12 +58,14 @@ def draw_report(report: dict[str, Any], folder: Path) -> list[Path]:
             verdicts["training-sweet-spot"],
             controls["training-sweet-spot", "no canaries"],
         ),
+        "bounds": lambda figure: _bounds(figure, verdicts["bounds-hold"]),
+        "interior": lambda figure: _interior(figure, verdicts["interior-bias"]),
+        "regret": lambda figure: _regret(figure, verdicts["sweet-spot-predicted"]),
     }
     paths = []
     with mpl.rc_context(_STYLE):
         for name, draw in drawings.items():
-            wide = name == "trajectories"
-            figure = Figure(figsize=(8.0 if wide else 5.0, 3.4))
+            figure = Figure(figsize=_SIZES.get(name, (5.0, 3.4)))
             draw(figure)
             for suffix, about in ((".png", {"Software": None}), (".svg", {"Date": None})):
                 paths.append(folder / f"{name}{suffix}")
@@ -186,3 +192,64 @@ def _digits(figure: Figure, verdict: dict[str, Any], control: dict[str, Any]) ->
     axes.set_ylabel("test accuracy, step size tuned for each b")
     axes.set_title("Softmax regression on digits", loc="left", fontsize=9)
     axes.legend()
+
+
+def _bounds(figure: Figure, verdict: dict[str, Any]) -> None:
+    """How far above the simulation each bound lies: a dot for every problem."""
+    axes = figure.subplots()
+    found = {
+        name: bound["slacks"]
+        for name, bound in verdict["details"]["bounds"].items()
+        if bound["slacks"] and "(plain)" not in name
+    }
+    order = sorted(found, key=lambda name: float(np.median(found[name])), reverse=True)
+    for row, name in enumerate(order):
+        slacks = np.array(found[name])
+        axes.plot(
+            slacks, np.full(slacks.size, row), "o", color=_COLOURS[0], alpha=0.35, ms=4, mew=0
+        )
+        axes.plot([np.median(slacks)] * 2, [row - 0.3, row + 0.3], color=_COLOURS[1], linewidth=2)
+    axes.axvline(1, color="0.4", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(order)), [name.replace(" (sharper)", "") for name in order])
+    axes.set_xlabel("right side over simulated left side (bar: median)")
+    problems = verdict["details"]["problems"]
+    axes.set_title(f"Bounds held against {problems} problems", loc="left", fontsize=9)
+
+
+def _interior(figure: Figure, verdict: dict[str, Any]) -> None:
+    """The three quantities of the central claim against b."""
+    curves, lowest = verdict["details"]["curves"], verdict["details"]["lowest"]
+    panels = (
+        ("bias term of the bound", ("bias",)),
+        ("whole bound", ("bound",)),
+        ("floor", ("floor", "simulated floor")),
+    )
+    for axes, (title, names) in zip(figure.subplots(1, 3), panels, strict=True):
+        for number, name in enumerate(names):
+            curve = {int(b): y for b, y in curves[name].items() if y is not None}
+            label = {"floor": "of the drift", "simulated floor": "simulated"}.get(name)
+            style = {"marker": _MARKERS[number], "color": _COLOURS[number], "markersize": 4}
+            axes.plot(list(curve), list(curve.values()), label=label, linewidth=1.2, **style)
+            best = int(lowest[name])
+            axes.plot([best], [curve[best]], "o", ms=10, mfc="none", color=_COLOURS[number])
+        axes.set_yscale("log")
+        _sizes_axis(axes, [{"x": b} for b in curve])
+        axes.set_xlabel("micro-batch size b")
+        axes.set_title(title, loc="left", fontsize=9)
+        if len(names) > 1:
+            axes.legend()
+
+
+def _regret(figure: Figure, verdict: dict[str, Any]) -> None:
+    """Floor at the advised micro-batch size over the lowest: a dot for every problem."""
+    axes = figure.subplots()
+    regrets = verdict["details"]["every_regret"]
+    for row, (rule, values) in enumerate(reversed(regrets.items())):
+        colour = _COLOURS[0] if rule in ("floor", "certificate") else _COLOURS[2]
+        axes.plot(values, np.full(len(values), row), "o", color=colour, alpha=0.35, ms=4, mew=0)
+        axes.plot([np.median(values)] * 2, [row - 0.3, row + 0.3], color=_COLOURS[1], linewidth=2)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(regrets)), list(reversed(regrets)))
+    axes.set_xlabel("floor at the chosen b over the lowest floor (bar: median)")
+    axes.set_title("What it costs to follow each rule", loc="left", fontsize=9)

@@ -56,9 +56,9 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 # Distance of the first nodes in asinh(r/r₀), and of those that are added far out.
-_SPACING, _FAR_SPACING = 0.5, 0.8
+_SPACING, _FAR_SPACING = 0.75, 1.2
 # The grid reaches at first to so many σ, and at last no further than to so many.
-_FIRST_REACH, _FARTHEST = 10.0, 1e9
+_FIRST_REACH, _FARTHEST = 5.0, 1e9
 # The bound may owe this share of itself to margins.
 _MARGIN = 1e-3
 # Points between two nodes at which the interpolant is looked at, and the most nodes of a grid.
