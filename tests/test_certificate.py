@@ -245,6 +245,26 @@ def test_a_step_size_that_is_too_large_is_refused():
     assert one.floor(step_size=3.0) == math.inf
 
 
+def test_next_to_no_progress_is_refused():
+    """Draggers of length 0 are the smallest norm of nearly every step: f_∞ is about 2^-64."""
+    one = drift(problem(Gaussian(sigma=1.0), p=0.5, c=0.0), clip(1), batch_size=64)
+    refusal = one.certificate(step_size=0.003, steps=800)
+    assert isinstance(refusal, Refusal)
+    assert "hardly a step makes progress" in refusal.reason
+
+
+def test_drifts_of_huge_gradients_are_finite():
+    """In few dimensions norms have Bessel functions of (r/σ)² n b, which SciPy knows up to 1e9."""
+    for n in (1, 2, 3, 15):
+        one = drift(problem(Gaussian(sigma=1.0), n=n, p=0.1, c=2.0), clip(4), batch_size=16)
+        r = np.array([1e2, 1e4, 1e6, 1e8])
+        found, first = one.source.values(r, None), one.tail.values
+        kappa = np.array([one.tail.kappa(start) for start in r])
+        # 2e-5: what two quadratures, each right to 1e-5 of its natural size, may differ by.
+        gap = np.abs(found.progress - first.progress * r)
+        assert (gap <= kappa + 2e-5 * r).all()
+
+
 @pytest.mark.parametrize("rule", [FixedNorm(0.5), UnitNorm(0.01)], ids=repr)
 def test_rules_whose_update_does_not_grow_need_bounded_gradients(rule):
     one = drift(problem(Gaussian(sigma=1.0)), clip(8, rule), batch_size=64)

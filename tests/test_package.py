@@ -192,6 +192,10 @@ SHOWCASE = (
     "mbsim.statistics",
     "mbsim.verdicts",
     "mbsim.testing",
+    "mbsim.strategies",
+    "mbsim.study.sweet_spot.phase_diagram",
+    "mbsim.study.sweet_spot.sweet_spot",
+    "mbsim.theory.drift.drift",
 )
 
 
@@ -204,15 +208,16 @@ def test_public_names_show_an_example(name):
 # ------------------------------------------------------------------------- documents
 
 
-def test_the_page_on_extending_runs(tmp_path, monkeypatch):
-    """Its code blocks, top to bottom, in one namespace."""
+@pytest.mark.parametrize("page", ["extending.md", "strategies.md"])
+def test_pages_with_code_run(page, tmp_path, monkeypatch):
+    """Their code blocks, top to bottom, in one namespace."""
     monkeypatch.chdir(tmp_path)
-    text = (DOCS / "extending.md").read_text(encoding="utf-8")
+    text = (DOCS / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
     assert len(blocks) >= 5
     namespace = {}
     for number, block in enumerate(blocks):
-        exec(compile(block, f"extending.md, block {number}", "exec"), namespace)
+        exec(compile(block, f"{page}, block {number}", "exec"), namespace)
 
 
 def test_the_table_of_the_page_on_extending_is_true():

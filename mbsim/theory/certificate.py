@@ -419,8 +419,11 @@ def certificate(
         found = _Solution.written_down(tail, budget)
     else:
         found = _solve(_Curve.first(drift, rate, largest), half_step, budget, largest)
-    if not math.isfinite(found.value):
-        return Refusal("the linear program has no finite solution")
+    if tail is not None and not math.isfinite(found.value):
+        return Refusal(
+            f"for large r f(r)/r² goes to {tail.slope:.3g}, too close to 0 for a bound that says "
+            "anything: hardly a step makes progress"
+        )
     sampled = bool(np.isfinite(found.values.df).any())
     return Certificate(
         value=found.value,
@@ -520,10 +523,10 @@ def _solve(curve: _Curve, half_step: float, budget: float, largest: float) -> _S
         room = curve.s.size < _MOST_NODES - 2 * _BETWEEN
         if tail is not None and beyond > y + 1e-4 * value and room:
             wanted = 1.05 * tail.reach(x, y + 0.5e-4 * value)
-            # Further out is only a drift whose progress is next to nothing: its bound is, too.
             if wanted < _FARTHEST * curve.drift.noise_size:
                 curve = curve.up_to(wanted)
                 continue
+            value = y = math.inf  # so little progress that its bound would say nothing
         heights = descent.heights(x, s)
         if share > _MARGIN / 2 and room:
             owed = np.zeros(curve.s.size - 1)
