@@ -336,10 +336,10 @@ def _bound(setting: _Setting, b: int, step_size: float) -> float:
         return _evaluated(sgd_bound("sharper"), values)
     bound, sigma = clipping_bound("sharper"), setting.problem.noise.sigma
     sample = step_sample(
-        setting.problem, b, batch_size=setting.batch_size, rng=setting.seed, draws=2**15
+        setting.problem, b, batch_size=setting.batch_size, rng=setting.seed, draws=2**13
     )
     # ω is a function of r/σ that levels off at both ends.
-    norms = (sigma or 1.0) * np.geomspace(1e-2 / math.sqrt(b), 1e2, 24)
+    norms = (sigma or 1.0) * np.geomspace(1e-2 / math.sqrt(b), 1e2, 16)
     measured = measured_values(bound, sample, norms, false_positive_rate=1e-3)
     if measured["mean_weight"] == 0:
         raise _NoValue("the weight ω is not told from 0 at some gradient norm")

@@ -33,6 +33,7 @@ Source: the theory page, section 8.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -50,7 +51,7 @@ from mbsim.theory.sources import DriftValues
 if TYPE_CHECKING:
     from mbsim.theory.bounds import Bound
 
-__all__ = ["Certificate", "Refusal", "certificate", "floor_interval", "tuned_step_size"]
+__all__ = ["Certificate", "Refusal", "certificate", "floor", "floor_interval", "tuned_step_size"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -90,6 +91,7 @@ class Certificate:
             A and M do not make the bound too small.
         method: how A and M were found.
         assumptions: what is assumed, a sentence each.
+        settings: what it holds for, by code name: problem, method, step size and steps.
     """
 
     value: float
@@ -104,6 +106,7 @@ class Certificate:
     confidence: float
     method: str
     assumptions: tuple[str, ...]
+    settings: Mapping[str, float | str]
 
     @property
     def kind(self) -> str:
@@ -127,6 +130,7 @@ class Certificate:
             expression=sympy.Float(self.value, 17),
             source=self.source,
             assumptions=self.assumptions,
+            fixed=self.settings,
         )
 
     def __str__(self) -> str:
@@ -438,6 +442,7 @@ def certificate(
         confidence=1 - rate if sampled else 1.0,
         method=", ".join(sorted(set(found.values.method.tolist()))),
         assumptions=_assumptions(found.grad_norms.size > 0, largest, rate if sampled else 0.0),
+        settings={**drift.settings, "initial_gap": gap, "step_size": eta, "steps": horizon},
     )
 
 
@@ -678,23 +683,17 @@ def _value(drift: Drift, curve: _Curve | None, half_step: float, budget: float) 
 # ---------------------------------------------------------------------------- floors
 
 
+def floor(drift: Drift, *, step_size: float) -> float:
+    """The largest root of f; see :meth:`mbsim.theory.drift.Drift.floor`."""
+    return _floors(drift, step_size, 1e-6, (0.0,))[0][0]
+
+
 def floor_interval(
     drift: Drift, *, step_size: float, false_positive_rate: float = 1e-6
 ) -> Interval:
-    """The largest root of f with its interval; see :meth:`mbsim.theory.drift.Drift.floor`."""
-    eta = check_number("step_size", step_size, above=0)
+    """The largest root of f with its interval; see :class:`mbsim.theory.drift.Drift`."""
     rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
-    half_step, df = eta * drift.smoothness / 2, math.inf
-    tail = _Tail.of(drift, half_step, rate, math.inf)
-    if tail is not None and tail.values.descent(half_step)[0][0] <= 0:
-        estimate = low = high = math.inf
-    elif tail is not None and tail.exact:
-        estimate = low = high = math.sqrt(tail.b / tail.slope) if tail.b else 0.0
-    else:
-        curve = _up_to_positive(drift, half_step, rate)
-        descent = _Descent(curve, half_step)
-        high, estimate, low = (_largest_root(descent, direction) for direction in (-1.0, 0.0, 1.0))
-        df = float(curve.values.df.min())
+    (high, estimate, low), df = _floors(drift, step_size, rate, (-1.0, 0.0, 1.0))
     quantile = float(_quantile(np.array([df]), rate)[0])
     error = (high - low) / (2 * quantile) if quantile else 0.0
     return Interval(
@@ -705,6 +704,23 @@ def floor_interval(
         false_positive_rate=rate,
         df=df,
     )
+
+
+def _floors(
+    drift: Drift, step_size: float, rate: float, directions: tuple[float, ...]
+) -> tuple[list[float], float]:
+    """The largest roots of f + direction × error, and the degrees of freedom of the error."""
+    half_step = check_number("step_size", step_size, above=0) * drift.smoothness / 2
+    tail = _Tail.of(drift, half_step, rate, math.inf)
+    if tail is not None and tail.values.descent(half_step)[0][0] <= 0:
+        return [math.inf for _ in directions], math.inf
+    if tail is not None and tail.exact:
+        root = math.sqrt(tail.b / tail.slope) if tail.b else 0.0
+        return [root for _ in directions], math.inf
+    curve = _up_to_positive(drift, half_step, rate)
+    descent = _Descent(curve, half_step)
+    roots = [_largest_root(descent, direction) for direction in directions]
+    return roots, float(curve.values.df.min())
 
 
 def _up_to_positive(drift: Drift, half_step: float, rate: float) -> _Curve:
@@ -757,4 +773,5 @@ def _root_between(descent: _Descent, i: int, direction: float) -> float:
     start, end = float(curve.s[i]), float(curve.s[i + 1])
     if level(start) == 0:
         return start
-    return float(optimize.brentq(level, start, end, xtol=1e-7, rtol=1e-7))
+    # No drift is known to more than its 1e-5.
+    return float(optimize.brentq(level, start, end, xtol=1e-6, rtol=1e-6))

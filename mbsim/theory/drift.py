@@ -63,7 +63,8 @@ class Drift:
         relative_error: what :meth:`at` aims at.
         scale: a gradient norm below which A and M change little.
         noise_size: a gradient norm far above which noise matters little: σ.
-        description: problem, method and batch size, as plain data.
+        settings: what it is the drift of, by code name: the problem's constants, the batch size
+            and the method.
     """
 
     source: Source
@@ -74,7 +75,7 @@ class Drift:
     relative_error: float
     scale: float
     noise_size: float
-    description: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, float | str] = field(default_factory=dict)
 
     def at(self, grad_norm: ArrayLike, *, relative_error: float | None = None) -> DriftValues:
         """A(r) and M(r) with their errors.
@@ -122,7 +123,9 @@ class Drift:
             The gradient norm; 0 if every step lowers the loss, and infinity if for large gradients
             none does. :meth:`floor_interval` gives it with its error.
         """
-        return self.floor_interval(step_size=step_size).estimate
+        from mbsim.theory.certificate import floor
+
+        return floor(self, step_size=step_size)
 
     def floor_interval(self, *, step_size: float, false_positive_rate: float = 1e-6) -> Interval:
         """The floor with an interval that holds the errors of A and M.
@@ -285,7 +288,7 @@ def drift(
         relative_error=aim,
         scale=problem.noise.sigma / math.sqrt(problem.benign_dim * (batch // m)),
         noise_size=problem.noise.sigma,
-        description={"method": str(method), "batch_size": batch, "problem": str(problem)},
+        settings=_settings(problem, method, batch),
     )
 
 
@@ -327,6 +330,20 @@ def drifts(
             draws=draws,
         )
         for b in divisors(check_integer("batch_size", batch_size, minimum=1))
+    }
+
+
+def _settings(problem: Problem, method: Method, batch_size: int) -> dict[str, float | str]:
+    draggers = problem.draggers
+    return {
+        "smoothness": problem.smoothness,
+        "batch_size": batch_size,
+        "probability": draggers.probability,
+        "norm_ratio": draggers.norm_ratio if draggers.dimensions_needed else 0.0,
+        "coherence": draggers.coherence,
+        "sigma": problem.noise.sigma,
+        "benign_dim": problem.benign_dim,
+        "method": str(method),
     }
 
 
