@@ -59,6 +59,8 @@ class Interval:
     @property
     def detectable(self) -> float:
         """The smallest true effect that this experiment would have seen in 9 cases out of 10."""
+        if self.standard_error == 0:
+            return 0.0
         quantiles = _t_quantile(self.df, self.false_positive_rate / 2) + _t_quantile(self.df, 0.1)
         return quantiles * self.standard_error
 

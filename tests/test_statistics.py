@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from mbsim import statistics
-from mbsim.statistics import Interval, difference, log_log_slope, mean, ratio
+from mbsim.statistics import Interval, difference, log_log_slope, mean, median, ratio
 
 RATE = 0.05
 SEEDS = 2500
@@ -64,6 +64,33 @@ def test_the_intervals_miss_as_often_as_they_say(case):
     interval_of, truth = CASES[case]
     found = misses(interval_of, truth, np.random.default_rng(11))
     assert abs(found - RATE * SEEDS) <= SLACK
+
+
+def test_the_median_s_interval_misses_no_more_often_than_it_says():
+    """Exact where a binomial number can be: 9 values miss as often as 2 P(Binomial(9, ½) ≤ 1)."""
+    rng = np.random.default_rng(5)
+    rate = 2 * stats.binom.cdf(1, 9, 0.5)
+    found = misses(
+        lambda rng: median(rng.exponential(1, 9), false_positive_rate=RATE), math.log(2), rng
+    )
+    assert abs(found - rate * SEEDS) <= SLACK
+    assert rate <= RATE
+    assert rate + stats.binom.pmf(2, 9, 0.5) * 2 > RATE  # the next interval would miss too often
+
+
+def test_too_few_values_and_values_that_are_none_leave_the_median_open():
+    assert median([1.0, 2.0, 3.0], false_positive_rate=RATE).high == math.inf
+    assert median([1.0, math.nan, *range(20)], false_positive_rate=RATE).high == math.inf
+
+
+def test_numbers_that_are_not_random_and_errors_that_are_known():
+    number = statistics.exactly(2.0)
+    assert (number.low, number.high, number.detectable, number.false_positive_rate) == (2, 2, 0, 0)
+    sample = np.random.default_rng(0).normal(1, 2, 30)
+    expected = mean(sample, false_positive_rate=RATE)
+    assert expected == statistics.from_error(
+        sample.mean(), sample.std(ddof=1) / math.sqrt(30), 29, false_positive_rate=RATE
+    )
 
 
 def test_the_calibration_would_see_a_wrong_interval():
