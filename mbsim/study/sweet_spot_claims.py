@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ def sweet_spot_predicted(*, quick: bool = False, rng: int = 0, shuffle: bool = F
 
     The regret of a choice of b is the simulated floor there over the lowest of all b. Twenty
     problems at least (ten when quick) whose simulated floor curves are not flat (worst over best
-    above 1.5) are taken from a stated family: B = 32, p in [0.01, 0.2], c in [3, 50], skewed and
+    above 1.5) are taken from a stated family: B = 32 (16), p in [0.01, 0.2], c in [3, 50], skewed and
     symmetric noise, a third of them coherent, η in [0.02, 0.1]. The lowest floor is chosen on one
     half of the replicates, and regrets are measured on the other half.
 
@@ -109,7 +109,6 @@ def sweet_spot_predicted(*, quick: bool = False, rng: int = 0, shuffle: bool = F
 
 
 _NAIVE = ("always b = B", "always b = 1", "b = 1/p")
-_SIZES = divisors(32)
 # So many steps that what the start was no longer matters.
 _LONG = 10**6
 
@@ -129,11 +128,11 @@ class _Advised:
 @functools.lru_cache(maxsize=2)  # the control reads the claim's own data
 def _regrets(count: int, rng: int, quick: bool) -> tuple[_Advised, ...]:
     draw = np.random.default_rng(SeedSequence(rng, spawn_key=tuple(b"regrets")))
-    found = []
+    found, sizes = [], tuple(divisors(16 if quick else 32))
     for number in range(count):
         problem, step_size = _advised_problem(number, draw)
         seed = SeedSequence(rng, spawn_key=(*b"regret floors", number))
-        samples = _floors_sq(problem, _SIZES, _SIZES[-1], step_size, quick, seed)
+        samples = _floors_sq(problem, sizes, step_size, quick, seed)
         choose = {b: float(sample[::2].mean()) for b, sample in samples.items()}
         if max(choose.values()) <= 1.5**2 * min(choose.values()):
             continue
@@ -141,7 +140,7 @@ def _regrets(count: int, rng: int, quick: bool) -> tuple[_Advised, ...]:
             _Advised(
                 floors_sq={b: float(sample[1::2].mean()) for b, sample in samples.items()},
                 lowest=min(choose, key=choose.__getitem__),
-                choices=_choices(problem, step_size),
+                choices=_choices(problem, sizes, step_size),
             )
         )
     return tuple(found)
@@ -171,13 +170,12 @@ def _advised_problem(number: int, draw: Generator) -> tuple[Problem, float]:
 
 def _floors_sq(
     problem: Problem,
-    sizes: Iterable[int],
-    batch: int,
+    sizes: Sequence[int],
     step_size: float,
     quick: bool,
     rng: int | SeedSequence,
 ) -> dict[int, Array]:
-    """Mean ‖g‖² over the last third of a run of length ηT = 24, for every b and replicate."""
+    """Mean ‖g‖² over the last third of a run, for every b (the last is B) and replicate."""
     steps = round((12 if quick else 24) / step_size)
     root = SeedSequence(rng) if isinstance(rng, int) else rng
     found = {}
@@ -185,7 +183,7 @@ def _floors_sq(
         run = simulate(
             problem,
             MicroBatchClipping(b),
-            batch_size=batch,
+            batch_size=sizes[-1],
             step_size=step_size,
             steps=steps,
             replicates=32 if quick else 64,
@@ -196,15 +194,15 @@ def _floors_sq(
     return found
 
 
-def _choices(problem: Problem, step_size: float) -> dict[str, int]:
+def _choices(problem: Problem, sizes: Sequence[int], step_size: float) -> dict[str, int]:
     """What every rule chooses; for the criteria with a horizon, a long one."""
-    batch, p = _SIZES[-1], problem.draggers.probability
+    batch, p = sizes[-1], problem.draggers.probability
     found = {}
     for by in ("bias", "bound", "certificate", "floor"):
         best = sweet_spot(problem, batch_size=batch, step_size=step_size, steps=_LONG, by=by)
         found[by] = best.micro_batch_size or batch
     found["always b = B"], found["always b = 1"] = batch, 1
-    found["b = 1/p"] = min(_SIZES, key=lambda b: abs(math.log(b * p)))
+    found["b = 1/p"] = min(sizes, key=lambda b: abs(math.log(b * p)))
     return found
 
 
@@ -238,7 +236,7 @@ def interior_bias(*, quick: bool = False, rng: int = 0, noise: str = "skewed") -
     settings: dict[str, Any] = {"batch_size": batch, "step_size": step_size, "steps": _LONG}
     curves = {by: sweet_spot(problem, by=by, **settings).curve for by in ("bias", "bound", "floor")}
     sizes = (1, 4, 16, 64) if quick else tuple(divisors(batch))
-    floors_sq = _floors_sq(problem, sizes, batch, step_size, quick, seed)
+    floors_sq = _floors_sq(problem, sizes, step_size, quick, seed)
     choose = {b: float(sample[::2].mean()) for b, sample in floors_sq.items()}
     inside = min(sizes[1:-1], key=choose.__getitem__)
     test = {b: sample[1::2] for b, sample in floors_sq.items()}
