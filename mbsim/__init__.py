@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mbsim.problems.draggers import Draggers
     from mbsim.problems.problem import Problem
     from mbsim.simulation.run import Run, draw_updates
+    from mbsim.study.bounds_hold import check_bound
     from mbsim.study.compare import compare
     from mbsim.study.report import reproduce
     from mbsim.study.sweet_spot import phase_diagram, sweet_spot
@@ -41,6 +42,7 @@ _HOMES = {
     "SGD": "mbsim.methods",
     "Verdict": "mbsim.verdicts",
     "__version__": "mbsim._version",
+    "check_bound": "mbsim.study.bounds_hold",
     "compare": "mbsim.study.compare",
     "draw_updates": "mbsim.simulation.run",
     "drift": "mbsim.theory.drift",
@@ -70,6 +72,7 @@ __all__ = [
     "Run",
     "Verdict",
     "__version__",
+    "check_bound",
     "clipping",
     "compare",
     "draw_updates",

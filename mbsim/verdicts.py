@@ -162,6 +162,8 @@ class Verdict:
             return f"{head}\n  {self.not_applicable}"
         return "\n".join([head, *(f"  {c}" for c in self.comparisons)])
 
+    __repr__ = __str__
+
 
 def _ratio(comparison: Comparison) -> float | None:
     """Estimate over limit (over the middle of two)."""

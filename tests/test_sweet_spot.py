@@ -70,7 +70,7 @@ def test_certificate_and_floor_are_those_of_the_drift():
 
 def test_the_bound_at_b_equal_to_the_batch_is_theorem_1():
     found = mbsim.sweet_spot(problem(), **SETTINGS, by="bound")
-    expected = sgd_bound("sharper").evaluate(
+    expected = sgd_bound().evaluate(
         initial_gap=problem().initial_gap,
         smoothness=1,
         step_size=0.02,

@@ -5,8 +5,8 @@ Five criteria, from the paper's own to the most direct:
 ``"bias"``
     β_b² = 4s̃²/λ₀, the term of Theorem 2 that no number of steps removes (theory page, 5.2).
 ``"bound"``
-    Theorem 2 in full at the given η and T (sharper form, its weight ω at its least over all
-    gradient norms); at b = B, where Algorithm 1 is SGD, Theorem 1.
+    Theorem 2 in full at the given η and T (plain form, its weight ω at its least over all gradient
+    norms); at b = B, where Algorithm 1 is SGD, Theorem 1.
 ``"certificate"``
     the best bound that the exact drift of a step proves (section 8).
 ``"floor"``
@@ -68,8 +68,8 @@ class SweetSpot:
         curve: the value for every divisor b of B; infinite where there is none.
         why_not: for every b without a value, the reason.
         step_sizes: η for every b; empty for the bias.
-        continuous: where the minimum is if b need not be whole, in closed form by SymPy (for the
-            bias: 1/ln(1/q) − 1); None for the other criteria.
+        continuous: for the bias, where its closed form is stationary if b need not be whole:
+            1/ln(1/q) − 1, found by SymPy (if that is below 1, b = 1 is best); else None.
     """
 
     by: str
@@ -217,13 +217,13 @@ def _tied(values: dict[int, Any], lowest: int) -> tuple[int, ...]:
 
 
 def _continuous(problem: Problem) -> float | None:
-    """The minimum of the closed bias over real b; None without draggers: it falls for ever."""
+    """Where the closed bias is stationary in b; None without draggers: it falls for ever."""
     from mbsim.theory.bounds import optimal_micro_batch_size
 
     p = problem.draggers.probability
     if not 0 < p < 1:
         return None
-    return max(1.0, float(optimal_micro_batch_size().evaluate(probability=p)))
+    return float(optimal_micro_batch_size().evaluate(probability=p))
 
 
 # ---------------------------------------------------------------------------- the criteria
@@ -333,8 +333,8 @@ def _bound(setting: _Setting, b: int, step_size: float) -> float:
 
     values = setting.values(b, step_size)
     if b == setting.batch_size:
-        return _evaluated(sgd_bound("sharper"), values)
-    bound, sigma = clipping_bound("sharper"), setting.problem.noise.sigma
+        return _evaluated(sgd_bound(), values)
+    bound, sigma = clipping_bound(), setting.problem.noise.sigma
     sample = step_sample(
         setting.problem, b, batch_size=setting.batch_size, rng=setting.seed, draws=2**13
     )

@@ -241,6 +241,8 @@ class Bound(Formula):
         right = ", if ".join(map(as_text, self.parts))
         return f"{self.subject.sentence} {KINDS[self.kind][0]} {right}"
 
+    __repr__ = __str__
+
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
@@ -984,6 +986,8 @@ class Table:
         blocks = [_block(row) for row in self.rows]
         notation = [f"  {as_text(x)} = {as_text(d)}" for x, d in self.definitions.items()]
         return "\n\n".join([*blocks, "\n".join(["where", *notation])])
+
+    __repr__ = __str__
 
 
 _HEAD = ("method", "bound", "tuned", "order", "bias")

@@ -442,6 +442,9 @@ class _Text(StrPrinter):  # type: ignore[misc]
     def _print_Symbol(self, symbol: sympy.Symbol) -> str:  # noqa: N802 (SymPy's naming)
         return str(pretty_symbol(symbol.name))
 
+    def _print_Float(self, number: sympy.Float) -> str:  # noqa: N802
+        return f"{float(number):.6g}"
+
 
 def _for_display(node: sympy.Basic) -> sympy.Basic:
     """The same with √x/√y written as √(x/y): SymPy takes roots of positive symbols apart.

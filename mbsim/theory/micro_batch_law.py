@@ -39,10 +39,9 @@ from mbsim.theory.norm_laws import (
     chi_length,
     gamma_length,
     gamma_rule,
-    largest_atom,
     series_of,
 )
-from mbsim.theory.random_walk import MOST_POINTS, Rule, squared_lengths
+from mbsim.theory.random_walk import Rule, SquaredLength, binned, squared_lengths
 
 __all__ = ["MicroBatchLaw", "Tails", "has_quadrature"]
 
@@ -54,12 +53,12 @@ KnownNoise: TypeAlias = Gaussian | TwoPoint | Exponential
 _SERIES_DIM = 16
 # With radial densities of more values of μ than this, a series is the cheaper.
 _RADIAL_NODES = 32
-# A mixture of more laws, or of series with more terms, than this costs more than a sample does.
-_MOST_LAWS, _MOST_TERMS = 400, 5000
-# From this dimension on a random walk alone makes ‖X‖² smooth enough for a series.
-_SMOOTH_WALK = 8
+# A mixture of more laws, series with more terms or more atoms than this cost more than a sample.
+_MOST_LAWS, _MOST_TERMS, _MOST_ATOMS = 400, 5000, 10**5
 # Atoms of |S_k|² are small enough when their mass times the number of micro-batches is.
 _SMALL = 0.05
+# Noise that is so small, measured by √(r² + σ²), is none: squares of norms would not show it.
+_STILL = 1e-12
 
 
 def has_quadrature(noise: object) -> bool:
@@ -114,22 +113,14 @@ class MicroBatchLaw:
         self._share = _along_share(problem.noise)
         self._kept: dict[int, Ragged] = {}
 
-    @property
-    def costly(self) -> bool:
-        """Whether a sample is the cheaper: the mixture has too many laws, or too rough ones."""
-        if type(self.problem.noise) is TwoPoint and self._share == 1:
-            many = False  # a lattice, of atoms wherever it has many points
-        else:
-            many = self._offsets(MOST_POINTS).nodes.size > _MOST_LAWS
-        draggers = self.problem.draggers
-        walks = self.k[-1] > 1 and draggers.norm_ratio > 0 and draggers.coherence < 1
-        rough = self._share == 1 and walks and 1 < self.walk_dim < _SMOOTH_WALK
-        if many or rough:
+    def costly(self, power: int = 0) -> bool:
+        """Whether a sample is the cheaper: the mixture has too many laws, or too long ones."""
+        if self._share < 1 and self._offsets(LEVELS[0].bins).nodes.size > _MOST_LAWS:
             return True
         noise = self.problem.noise.sigma > 0
         grad_norm, sigma = (math.sqrt(0.5), math.sqrt(0.5)) if noise else (1.0, 0.0)
-        _, _, series = self._parts(grad_norm, sigma, LEVELS[0], 0)
-        return sum(part.terms for part in series) > _MOST_TERMS
+        atoms, _, series = self._parts(grad_norm, sigma, LEVELS[0], power)
+        return atoms.shape[1] > _MOST_ATOMS // 2 or sum(s.terms for s in series) > _MOST_TERMS
 
     def tails(self, grad_norm: float, sigma: float, level: Resolution, power: int = 0) -> Tails:
         """S, G and H.
@@ -180,14 +171,11 @@ class MicroBatchLaw:
     def _parts(
         self, grad_norm: float, sigma: float, level: Resolution, power: int
     ) -> tuple[Array, list[Radial], list[Series]]:
-        laws = self._laws(grad_norm, sigma, level.points)
+        laws = self._laws(grad_norm, sigma, level)
         radial = self._is_radial(laws)
-        atomic = laws.discrete_walk & (laws.variance == 0) & ~radial
-        continuous = radial.any() or laws.variance.any()
-        if not continuous and largest_atom(laws) * (power + 1) < _SMALL:
-            # S^power cannot tell such small atoms from a density: a short rule stands for |S_k|².
-            laws = self._laws(grad_norm, sigma, level.points // 3)
-            atomic[:] = True
+        atomic = (laws.variance == 0) & ~radial
+        if (atomic & ~laws.discrete_walk).any():
+            laws = replace(laws, walk=self._discrete(laws, atomic, level, power))
         radials = [
             part for i in np.flatnonzero(radial).tolist() for part in self._radials(laws, i, sigma)
         ]
@@ -195,12 +183,31 @@ class MicroBatchLaw:
         series = series_of(laws.restricted(smooth), level) if smooth.any() else []
         return atoms_of(laws, atomic), radials, series
 
-    def _laws(self, grad_norm: float, sigma: float, points: int) -> Laws:
+    def _discrete(
+        self, laws: Laws, atomic: Mask, level: Resolution, power: int
+    ) -> tuple[SquaredLength, ...]:
+        """The walks, with few atoms for |S_k|² if S^power cannot tell such small ones from a
+        density, and else with many.
+        """
+        largest = laws.probability * np.maximum.reduceat(laws.along.weights, laws.along.starts)
+        short = squared_lengths(laws.walk_dim, int(laws.k[-1]), level.few)
+        found = list(laws.walk)
+        for i in np.flatnonzero(atomic & ~laws.discrete_walk).tolist():
+            rule = short[k := int(laws.k[i])].rule
+            if largest[i] * rule[1].max() * (power + 1) > _SMALL:
+                rule = binned(laws.walk_dim, k, level.bins)
+            found[i] = replace(found[i], rule=rule)
+        return tuple(found)
+
+    def _laws(self, grad_norm: float, sigma: float, level: Resolution) -> Laws:
         draggers, n, b = self.problem.draggers, self.problem.benign_dim, self.b
+        points = level.points
         length = draggers.norm_ratio * math.hypot(grad_norm, sigma)
         own_sq = length**2 * (1 - draggers.coherence) / b**2
         walks = squared_lengths(max(self.walk_dim, 1), int(self.k[-1]) if own_sq > 0 else 0, points)
-        offsets, benign = self._offsets(points), 1 - self.k / b
+        benign = 1 - self.k / b
+        sigma = sigma if sigma > _STILL else 0.0
+        offsets = self._offsets(level.bins if sigma else 0)
         centre = benign * grad_norm + (1 - benign) * (draggers.along * length)
         along = offsets.nodes * (sigma * math.sqrt(self._share) / b) + offsets.spread(centre)
         return Laws(
@@ -215,12 +222,16 @@ class MicroBatchLaw:
             walk_dim=self.walk_dim,
         )
 
-    def _offsets(self, points: int) -> Ragged:
-        """Σ of the unit-variance noises along e of b − k examples, without the Gaussian part."""
-        if points not in self._kept:
-            rules = [_along_rule(self.problem.noise, self.b - k, points) for k in self.k.tolist()]
-            self._kept[points] = Ragged.of(rules)
-        return self._kept[points]
+    def _offsets(self, bins: int) -> Ragged:
+        """Σ of the unit-variance noises along e of b − k examples, without the Gaussian part.
+
+        Without bins there is no noise.
+        """
+        if bins not in self._kept:
+            counts = (self.b - self.k if bins else 0 * self.k).tolist()
+            rules = [_along_rule(self.problem.noise, count, bins) for count in counts]
+            self._kept[bins] = Ragged.of(rules)
+        return self._kept[bins]
 
     def _is_radial(self, laws: Laws) -> Mask:
         """Which k have radial densities."""
@@ -261,7 +272,7 @@ def _along_share(noise: KnownNoise) -> float:
     return 0.0 if isinstance(noise, Gaussian) else 1 - noise.isotropic_share
 
 
-def _along_rule(noise: KnownNoise, count: int, points: int) -> Rule:
+def _along_rule(noise: KnownNoise, count: int, bins: int) -> Rule:
     """The sum of `count` noises along e, each of variance 1, without the isotropic Gaussian."""
     if count == 0 or _along_share(noise) == 0:
         return np.zeros(1), np.ones(1)
@@ -269,7 +280,7 @@ def _along_rule(noise: KnownNoise, count: int, points: int) -> Rule:
         hits, weights = binomial(count, noise.rare)
         nodes = (hits - count * noise.rare) / math.sqrt(noise.rare * (1 - noise.rare))
         return nodes.astype(np.float64), weights
-    nodes, weights = gamma_rule(count, points)
+    nodes, weights = gamma_rule(count, bins // 4)
     return nodes - count, weights
 
 
@@ -324,8 +335,11 @@ def _series_edges(series: list[Series]) -> Array:
     present = (low[:, None] < middle) & (middle < high[:, None])
     panels = np.append(0.0, np.cumsum((present * per_unit[:, None]).max(axis=0) * np.diff(ends)))
     wanted = np.linspace(0, panels[-1], int(panels[-1]) + 2)
-    edges: Array = np.sqrt(np.interp(wanted, panels, ends))
-    return edges
+    edges = np.interp(wanted, panels, ends)
+    # Where there is no series no panel begins or ends, and one might reach across.
+    gaps = ~present.any(axis=0)
+    found: Array = np.sqrt(np.concatenate([edges, ends[:-1][gaps], ends[1:][gaps]]))
+    return found
 
 
 @lru_cache(maxsize=8)

@@ -14,6 +14,10 @@ Further out serves the expansion of the density in Laguerre polynomials times th
 that it tends to for large k (shape N/2, mean k): its coefficients are expectations of polynomials,
 exact by the rule, and its Fourier transform is written down. Source: the theory page, section 9,
 whose random cosines are replaced by their Gauss nodes.
+
+Where nothing else spreads a norm its law must itself be resolved, tails, kinks and poles of the
+density and all. There |S_k|² is *binned*: its range is cut at quantiles, close at both ends, and
+every bin is replaced by its mean (:func:`binned`).
 """
 
 from __future__ import annotations
@@ -32,8 +36,10 @@ __all__ = [
     "MOST_POINTS",
     "Rule",
     "SquaredLength",
+    "binned",
     "gauss_rule",
     "powers",
+    "quantiles",
     "squared_lengths",
     "transforms",
 ]
@@ -50,6 +56,9 @@ _REACH = {16: 4.2, MOST_POINTS: 5.5}
 _PHASE = 1.6
 # Where a rule reaches so many standard deviations by its phase, the expansion is not needed.
 _FAR = 9.0
+# Binned laws are carried from k to k + 1 in so many bins, with so many cosines. Against the exact
+# law in 3 dimensions the mean of the smallest of m lengths is then right to (m/512)² (m ≤ 64).
+_BINS, _COSINES = 1024, 64
 # In so many dimensions |S_k|² is so nearly Gaussian that its rule reaches far enough.
 _NEARLY_GAUSSIAN = 10_000
 
@@ -187,7 +196,7 @@ def _rule(dimensions: int, k: int, points: int) -> Rule:
 def _squared_length_recurrence(dimensions: int, k: int) -> tuple[Array, Array]:
     """The recurrence coefficients of (|S_k|² − k)/spread."""
     nodes, weights = _rule(dimensions, k - 1, MOST_POINTS)
-    cosine, cosine_weights = _cosine_rule(dimensions)
+    cosine, cosine_weights = _cosine_rule(dimensions, MOST_POINTS)
     after = nodes[:, None] + 2 * np.sqrt(nodes)[:, None] * cosine + 1
     joint = weights[:, None] * cosine_weights
     return _recurrence((after.ravel() - k) / _spread(dimensions, k), joint.ravel())
@@ -199,14 +208,14 @@ def _spread(dimensions: int, k: int) -> float:
 
 
 @lru_cache(maxsize=64)
-def _cosine_rule(dimensions: int) -> Rule:
+def _cosine_rule(dimensions: int, points: int) -> Rule:
     """The cosine of a uniform direction in N ≥ 2 dimensions: density ∝ (1 − c²)^((N−3)/2)."""
-    i, order = np.arange(1, MOST_POINTS), dimensions / 2 - 1
+    i, order = np.arange(1, points), dimensions / 2 - 1
     with np.errstate(invalid="ignore"):
         off_sq = i * (i + 2 * order - 1) / (4 * (i + order) * (i + order - 1))
     if order == 0:
         off_sq[0] = 0.5  # Chebyshev: the limit of 0/0
-    return gauss_rule(np.zeros(MOST_POINTS), off_sq)
+    return gauss_rule(np.zeros(points), off_sq)
 
 
 def gauss_rule(diagonal: Array, off_diagonal_sq: Array) -> Rule:
@@ -230,6 +239,60 @@ def _recurrence(nodes: Array, weights: Array) -> tuple[Array, Array]:
             norm = math.sqrt(off_sq[i])
             before, now = now, after / norm
     return diagonal, off_sq
+
+
+def quantiles(bins: int) -> Array:
+    """Where bins are cut, as probabilities: sin²(πi/2n), close where minima and maxima are made."""
+    cuts: Array = np.square(np.sin(np.arange(bins + 1) * (math.pi / (2 * bins))))
+    return cuts
+
+
+def binned(dimensions: int, k: int, bins: int) -> Rule:
+    """|S_k|² by the means of its bins; by its values where they are few.
+
+    What is smooth in |S_k|² has an error that falls with the square of `bins`, whatever the density
+    of |S_k|² looks like.
+
+    >>> nodes, weights = binned(dimensions=3, k=2, bins=4)     # |S_2|² is uniform on [0, 4]
+    >>> nodes.round(3), weights.round(3)
+    (array([0.293, 1.293, 2.707, 3.707]), array([0.146, 0.354, 0.354, 0.146]))
+    """
+    if k < 2 or dimensions == 1:
+        return _rule(dimensions, k, MOST_POINTS)
+    for i in range(2, k):
+        _binned(dimensions, i)  # ascending, so that each finds the one before it in the cache
+    return _in_bins(*_binned(dimensions, k), bins)
+
+
+@lru_cache(maxsize=1024)
+def _binned(dimensions: int, k: int) -> Rule:
+    if k == 2:
+        cosine, weights = _binned_cosine(dimensions)
+        return np.maximum(2 + 2 * cosine, 0), weights
+    nodes, weights = _binned(dimensions, k - 1)
+    # Gauss nodes keep the variance, and 1024 different lengths blur them.
+    cosine, cosine_weights = _cosine_rule(dimensions, _COSINES)
+    after = nodes[:, None] + 2 * np.sqrt(nodes)[:, None] * cosine + 1
+    nodes, weights = _in_bins(after.ravel(), (weights[:, None] * cosine_weights).ravel(), _BINS)
+    return np.maximum(nodes, 0), weights
+
+
+def _in_bins(nodes: Array, weights: Array, bins: int) -> Rule:
+    """The means of the bins of a discrete law, whose atoms are shared among bins."""
+    order = np.argsort(nodes)
+    mass = np.append(0.0, np.cumsum(weights[order]))
+    moment = np.append(0.0, np.cumsum((weights * nodes)[order]))
+    cuts = quantiles(bins)
+    return np.diff(np.interp(cuts * mass[-1], mass, moment)) / np.diff(cuts), np.diff(cuts)
+
+
+def _binned_cosine(dimensions: int) -> Rule:
+    """The cosine of a uniform direction in N ≥ 2 dimensions, whose density has an integral."""
+    cuts, half = quantiles(_BINS), (dimensions - 1) / 2
+    cosine = 2 * special.betaincinv(half, half, cuts) - 1
+    log_size = math.lgamma(half + 0.5) - math.lgamma(half + 1) - math.log(4 * math.pi) / 2
+    moment = -math.exp(log_size) * (1 - np.square(cosine)) ** half
+    return np.diff(moment) / np.diff(cuts), np.diff(cuts)
 
 
 def _walk_on_a_line(k: int) -> Rule:

@@ -163,7 +163,9 @@ class Step:
         if not layered or not has_quadrature(problem.noise):
             return sampled
         law = MicroBatchLaw(problem, b)
-        return sampled if law.costly else _Quadrature(law=law, step=self, otherwise=sampled)
+        if law.costly(0 if self.rank is None else self.m - 1):
+            return sampled
+        return _Quadrature(law=law, step=self, otherwise=sampled)
 
     def tail(self, problem: Problem) -> Tail | None:
         r"""For large r the noise is lost: A and M against those without noise.
