@@ -14,6 +14,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 __all__ = ["draw_report"]
@@ -89,17 +90,19 @@ def _curve(axes: Axes, points: Points, number: int, label: str, *, band: bool = 
         )  # fmt: skip
 
 
-def _horizons_axis(axes: Axes, points: Points) -> None:
-    """Steps on a logarithmic axis, labelled at 1, 2 and 5 times the powers of ten."""
+def _plain_numbers(axis: Axis) -> None:
+    """A logarithmic axis labelled with plain numbers, at 1, 2 and 5 times the powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _horizons_axis(axes: Axes, points: Points) -> None:
     axes.set(xscale="log", yscale="log", xlim=(0.9 * points[0]["x"], 1.1 * points[-1]["x"]))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        _plain_numbers(axis)
 
 
 def _sizes_axis(axes: Axes, points: Points) -> None:
@@ -234,6 +237,7 @@ def _interior(figure: Figure, verdict: dict[str, Any]) -> None:
             best = int(lowest[name])
             axes.plot([best], [curve[best]], "o", ms=10, mfc="none", color=_COLOURS[number])
         axes.set_yscale("log")
+        _plain_numbers(axes.yaxis)
         _sizes_axis(axes, [{"x": b} for b in curve])
         axes.set_xlabel("micro-batch size b")
         axes.set_title(title, loc="left", fontsize=9)
@@ -250,6 +254,7 @@ def _regret(figure: Figure, verdict: dict[str, Any]) -> None:
         axes.plot(values, np.full(len(values), row), "o", color=colour, alpha=0.35, ms=4, mew=0)
         axes.plot([np.median(values)] * 2, [row - 0.3, row + 0.3], color=_COLOURS[1], linewidth=2)
     axes.set_xscale("log")
+    _plain_numbers(axes.xaxis)
     axes.set_yticks(range(len(regrets)), list(reversed(regrets)))
     axes.set_xlabel("floor at the chosen b over the lowest floor (bar: median)")
     axes.set_title("What it costs to follow each rule", loc="left", fontsize=9)

@@ -186,17 +186,18 @@ class MicroBatchLaw:
     def _discrete(
         self, laws: Laws, atomic: Mask, level: Resolution, power: int
     ) -> tuple[SquaredLength, ...]:
-        """The walks, with few atoms for |S_k|² if S^power cannot tell such small ones from a
-        density, and else with many.
+        """The walks, with no more atoms for |S_k|² than it takes to make them so small that S^power
+        cannot tell them from a density; binned, where no Gauss rule does.
         """
         largest = laws.probability * np.maximum.reduceat(laws.along.weights, laws.along.starts)
-        short = squared_lengths(laws.walk_dim, int(laws.k[-1]), level.few)
+        few = squared_lengths(laws.walk_dim, int(laws.k[-1]), level.few)
         found = list(laws.walk)
         for i in np.flatnonzero(atomic & ~laws.discrete_walk).tolist():
-            rule = short[k := int(laws.k[i])].rule
-            if largest[i] * rule[1].max() * (power + 1) > _SMALL:
-                rule = binned(laws.walk_dim, k, level.bins)
-            found[i] = replace(found[i], rule=rule)
+            k, small = int(laws.k[i]), _SMALL / ((power + 1) * largest[i])
+            if few[k].rule[1].max() < small:
+                found[i] = few[k]
+            elif found[i].rule[1].max() > small:
+                found[i] = replace(found[i], rule=binned(laws.walk_dim, k, level.bins))
         return tuple(found)
 
     def _laws(self, grad_norm: float, sigma: float, level: Resolution) -> Laws:
