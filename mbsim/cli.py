@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +205,9 @@ def check_bound(
     method: Annotated[
         str | None, typer.Option(help="SGD or clipping; by whether b is in it, unless told.")
     ] = None,
+    largest_step: Annotated[
+        str | None, typer.Option(help="A formula for the largest step size it allows.")
+    ] = None,
     problems: Annotated[int, typer.Option(help="How many of the family.")] = 24,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
@@ -212,7 +216,9 @@ def check_bound(
     from mbsim.study.bounds_hold import check_bound as check
     from mbsim.study.report import to_json
 
-    verdict = check(formula, kind=kind, method=method, problems=problems, rng=seed)
+    verdict = check(
+        formula, kind=kind, method=method, largest_step=largest_step, problems=problems, rng=seed
+    )
     if json:
         print(to_json(verdict.to_dict()), end="")
         return
@@ -221,7 +227,8 @@ def check_bound(
     table = Table("problem", "method", "B", "p", "c", "γ", "η", "T", "left", "right", "left/right")
     for row in verdict.details["rows"]:
         cells = [f"{row[name]:.3g}" for name in ("p", "c", "gamma", "eta")]
-        sides = [f"{row['left']:.4g}", f"{row['right']:.4g}", f"{row['left'] / row['right']:.3g}"]
+        over = row["left"] / row["right"] if row["right"] else math.inf
+        sides = [f"{row['left']:.4g}", f"{row['right']:.4g}", f"{over:.3g}"]
         if row["why_not"]:
             sides = ["", "", "not applicable"]
         table.add_row(
@@ -250,6 +257,8 @@ def main() -> None:
         _fail("interrupted", _INTERRUPTED)
     except InvalidArgument as error:
         _fail(str(error))
+    except (MemoryError, OverflowError) as error:
+        _fail(f"these numbers are too large to compute with ({error})")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "mbsim":
             raise

@@ -102,7 +102,10 @@ def _sample(name: str, sample: ArrayLike) -> NDArray[np.float64]:
 def _mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
     """The mean and its standard error; not finite, and silent, where the values are not."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(values.size)
+        # In units of the largest value, whose square neither overflows nor vanishes.
+        unit = float(np.abs(values).max()) or 1.0
+        error = unit * float((values / unit).std(ddof=1)) / math.sqrt(values.size)
+        return float(values.mean()), error
 
 
 def _welch(errors: tuple[float, float], sizes: tuple[int, int]) -> tuple[float, float]:
@@ -176,8 +179,8 @@ def median(sample: ArrayLike, *, false_positive_rate: float) -> Interval:
     n = values.size
     # The most values k with P(Binomial(n, ½) < k) ≤ rate/2; then the k-th from each end are limits.
     k = int((special.bdtr(np.arange(n), n, 0.5) <= rate / 2).sum())
-    if k == 0 or np.isnan(values).any():
-        return _interval(float(np.median(values)), math.inf, n - 1, rate)
+    if k == 0 or not np.isfinite(values).all():
+        return _interval(float(values[n // 2]), math.inf, n - 1, rate)
     low, high = float(values[k - 1]), float(values[n - k])
     return Interval(
         estimate=float(np.median(values)),

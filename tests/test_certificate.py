@@ -309,6 +309,25 @@ def test_a_sampled_certificate_lies_above_the_exact_one_but_not_far():
         assert floor.low < floor.estimate < floor.high
 
 
+def test_a_sample_is_enlarged_where_its_errors_make_the_bound_large(monkeypatch):
+    numbers = {"p": 0.45, "c": 1.0, "n": 4, "d": 8}
+
+    def value(noise, **options):
+        one = drift(problem(noise, **numbers), clip(1), batch_size=64, **options)
+        return one.certificate(step_size=0.01, steps=10_000).value
+
+    exact, enlarged, limited = (
+        value(Gaussian(sigma=1.0)),
+        value(OwnNoise(), draws=2**18),
+        value(OwnNoise(), draws=1),
+    )
+    # Four times the sample, half the error; the values owe little else to it.
+    assert exact * (1 - 1e-3) <= enlarged < exact + 0.7 * (limited - exact)
+    assert limited > 1.05 * exact
+    monkeypatch.setattr("mbsim.theory.certificate._ERRORS", 1.0)
+    assert value(OwnNoise(), draws=2**18) == limited
+
+
 def test_the_lower_limit_matters():
     """Without it a sample of another seed would sometimes certify too little."""
     made = problem(OwnNoise(), p=0.1)

@@ -398,6 +398,34 @@ def test_transform_of_many_directions_agrees_with_sampled_walks(dimensions, k):
             assert agrees(part(np.exp(1j * j * step * squares)), part(found[j]), 0.0, 1e-5)
 
 
+def smallest_of_lengths(rule, m):
+    """E min |S_k| over m independent walks, for a discrete law of |S_k|²."""
+    survival = np.append(1.0, 1 - np.cumsum(rule[1])).clip(0, 1)[:-1]
+    return np.diff(np.append(0.0, np.sqrt(rule[0]))) @ survival**m
+
+
+@pytest.mark.parametrize("k", [2, 3, 6])
+def test_binned_walks_have_the_lengths_of_walks_in_space(k):
+    """In 3 dimensions a coordinate of S_k is a sum of k uniform variables, with distribution F and
+    density f, and P(|S_k| ≤ s) = F(s) − F(−s) − 2 s f(s)."""
+    s, j = np.linspace(0, k, 100_001), np.arange(k + 1)
+    signs = (-1.0) ** j * special.comb(k, j)
+
+    def powers(x, degree):
+        y = np.maximum((x[:, None] + k) / 2 - j, 0)
+        return (y**degree) @ signs / math.factorial(degree)
+
+    below = powers(s, k) - powers(-s, k) - s * powers(s, k - 1)
+    for m in (1, 8, 64):
+        exact = np.trapezoid(np.clip(1 - below, 0, 1) ** m, s)
+        found = smallest_of_lengths(random_walk.binned(3, k, 512), m)
+        # What the module claims of 512 bins; 1e-5 where m is 1.
+        assert found == pytest.approx(exact, rel=max((m / 512) ** 2, 1e-5))
+    # Control: a Gauss rule has the moments, but no tail that a minimum of many could use.
+    coarse = random_walk.squared_lengths(3, k)[k].rule
+    assert smallest_of_lengths(coarse, 64) != pytest.approx(exact, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("n", "r"), [(1, 0.0), (1, 0.7), (3, 0.3), (15, 0.5), (16, 0.0), (40, 0.9)]
 )
@@ -502,6 +530,80 @@ def test_a_sample_is_the_same_for_every_order_of_questions():
     other.at(2.0, relative_error=1e-3)
     assert other.at(0.1).progress == together.progress[1]
     assert drift(made, clip(2), batch_size=8, rng=4).progress(0.1) != together.progress[1]
+
+
+def integrated(made, b, m, r, steps=400_001):
+    """A and M for two-point noise and at most two draggers in 2 or 3 dimensions, on a fine grid.
+
+    |S_2|² = 2 + 2C: uniform on [0, 4] in 3 dimensions, and arccos(C) uniform in 2.
+    """
+    noise, p = made.noise, made.draggers.probability
+    length = made.draggers.norm_ratio * math.hypot(r, noise.sigma)
+    high = math.sqrt((1 - noise.rare) / noise.rare)
+    top = max(2 * length / b, r + noise.sigma * high) * 1.01
+    t = np.linspace(0, top, steps)
+    survival, along = np.zeros_like(t), np.zeros_like(t)
+    for k in range(b + 1):
+        for hits in range(b - k + 1):
+            weight = stats.binom.pmf(k, b, p) * stats.binom.pmf(hits, b - k, noise.rare)
+            shift = noise.sigma * (hits * high - (b - k - hits) / high)
+            mu = ((b - k) * r + shift) / b
+            if k < 2:
+                x = math.hypot(mu, k * length / b)
+                survival += weight * (x > t)
+                along += weight * (x > t) * (mu / x)
+                continue
+            cosine = np.clip(((t * b / length) ** 2 - 2) / 2, -1, 1)
+            flat = made.dragger_dim == 2
+            survival += weight * (np.arccos(cosine) / np.pi if flat else (1 - cosine) / 2)
+    progress = np.trapezoid(along * survival ** (m - 1), t)
+    second = np.trapezoid(2 * t * survival**m, t) / m
+    second += (1 - 1 / m) * np.trapezoid(2 * t * along**2 * survival ** (m - 2), t)
+    return progress, second
+
+
+@pytest.mark.parametrize("walk", [2, 3])
+def test_walks_with_two_point_noise_are_integrated(walk):
+    """Nothing makes these norms smooth: densities with poles, jumps and atoms."""
+    for p, m, r in ((0.5, 4, 0.7), (0.5, 64, 0.7), (0.2, 16, 0.1), (0.2, 16, 3.0)):
+        made = problem(TwoPoint(sigma=1.0, rare=0.3), n=2, walk=walk, p=p, c=1.5)
+        found, exact = drift(made, clip(2), batch_size=2 * m).at(r), integrated(made, 2, m, r)
+        assert found.method == "quadrature"
+        assert found.delivered
+        # The error that it says it has, and the grid's: a step of 1e-5 at every atom.
+        assert abs(found.progress - exact[0]) <= found.progress_numerical_error + 2e-5
+        assert abs(found.second_moment - exact[1]) <= found.second_moment_numerical_error + 2e-5
+        # Control: two draggers that are always at right angles would be noticed.
+        straight = problem(TwoPoint(sigma=1.0, rare=0.3), n=2, walk=10**6, p=p, c=1.5)
+        wrong = drift(straight, clip(2), batch_size=2 * m).at(r)
+        assert abs(wrong.progress - exact[0]) > 3 * (found.progress_numerical_error + 2e-5)
+
+
+def test_norms_far_apart_are_all_seen():
+    """Benign gradients alike and draggers next to nothing: norms near 0, 1/3, 2/3 and 1."""
+    q = 0.875  # not nothing but draggers: then the smallest norm of 5 is 0
+    alike = q**5 * (1 + (4 / 7) ** 5 + (1 / 7) ** 5) / 3
+    # Each of the five norms is i/3 with a probability (1, 3, 3, 1)/8, and so much its share of e.
+    for noise in (Gaussian(sigma=0.0), Gaussian(sigma=1e-6), TwoPoint(sigma=1e-6, rare=0.3)):
+        for n, walk, c in ((1, 5, 1e-4), (40, 30, 1e-6), (2, 2, 1e-16)):
+            made = problem(noise, n=n, walk=walk, p=0.5, c=c)
+            found = drift(made, clip(3), batch_size=15).at(1.0)
+            # (1 + √5) √(E‖D‖²), for draggers of length c and for noise (theory page, 8.2).
+            away = (1 + math.sqrt(5)) * (c + noise.sigma)
+            assert abs(found.progress - alike) <= away + found.progress_numerical_error, (n, walk)
+            assert found.method == "quadrature"
+
+
+@pytest.mark.parametrize("c", [1e-16, 1e-30, 0.0])
+def test_draggers_too_short_to_be_seen(c):
+    for noise in (Gaussian(sigma=1.0), TwoPoint(sigma=1.0), Exponential(sigma=1.0)):
+        found = drift(problem(noise, n=4, walk=12, p=0.3, c=c), clip(3), batch_size=9)
+        other = drift(problem(noise, n=4, walk=12, p=0.3, c=1e-9), clip(3), batch_size=9)
+        for r in (0.0, 1.0, 1e9, 1e15):
+            x, y = found.at(r), other.at(r)
+            assert abs(x.progress - y.progress) <= 1e-8 * math.hypot(1, r) + float(
+                x.progress_numerical_error + y.progress_numerical_error
+            )
 
 
 # ------------------------------------------------------------- shapes, units, calls

@@ -170,7 +170,6 @@ def test_short_draggers_are_like_gradients_of_0(problem, split, r, exponent):
         assert abs(x - y) <= size + e + f
 
 
-@pytest.mark.xfail(reason="the quadrature is off for short draggers and no noise at all")
 def test_short_draggers_without_noise():
     """The same where nothing but a few draggers decides: E‖D‖² = 10^-6/6 and κ = 0.0014."""
     problem = mbsim.Problem(

@@ -16,9 +16,9 @@ from mbsim.problems.losses import LogCosh, Quadratic, Ripple
 from mbsim.problems.noise import Exponential, Gaussian, NoiseLaw, StudentT, TwoPoint
 from mbsim.problems.problem import Problem
 
-__all__ = ["BENIGN", "DIM", "Case", "family", "log_uniform"]
+__all__ = ["DIM", "Case", "family", "log_uniform"]
 
-DIM, BENIGN = 16, 8
+DIM = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,35 +33,40 @@ class Case:
 
     @property
     def half_square(self) -> bool:
-        """Whether the loss is ½‖w‖², for which the descent lemma is an equality."""
+        """Whether the loss is ½L‖w‖², for which the descent lemma is an equality."""
         loss = self.problem.loss
-        return isinstance(loss, Quadratic) and bool((loss.eigenvalues == 1).all())
+        return isinstance(loss, Quadratic) and bool(np.ptp(loss.eigenvalues) == 0)
 
 
-_LOSSES: tuple[Any, ...] = (
-    Quadratic(np.ones(DIM)),
-    Quadratic(np.ones(DIM)),
-    Quadratic(np.geomspace(0.1, 1, DIM)),
-    LogCosh(DIM),
-    Ripple(DIM, amplitude=0.3),
-)
-_NOISES: tuple[NoiseLaw, ...] = (
-    Gaussian(sigma=1.0),
-    TwoPoint(sigma=1.0, rare=0.05),
-    TwoPoint(sigma=1.0, rare=0.5),
-    TwoPoint(sigma=1.0, rare=0.1, isotropic_share=0.5),
-    Exponential(sigma=1.0),
-    StudentT(sigma=1.0, df=5.0),
-)
+def _noise(number: int, sigma: float) -> NoiseLaw:
+    laws: tuple[NoiseLaw, ...] = (
+        Gaussian(sigma=sigma),
+        TwoPoint(sigma=sigma, rare=0.05),
+        TwoPoint(sigma=sigma, rare=0.5),
+        TwoPoint(sigma=sigma, rare=0.1, isotropic_share=0.5),
+        Exponential(sigma=sigma),
+        StudentT(sigma=sigma, df=5.0),
+    )
+    return laws[number % len(laws)]
+
+
+def _loss(draw: Generator) -> Any:
+    smoothness = log_uniform(draw, 0.2, 5)
+    kind = int(draw.integers(6))
+    if kind < 4:
+        return Quadratic(smoothness * (np.geomspace(0.1, 1, DIM) if kind == 3 else np.ones(DIM)))
+    return LogCosh(DIM) if kind == 4 else Ripple(DIM, amplitude=0.3)
 
 
 def family(count: int, *, rng: int = 0, method: str = "both", tilt: float = 0.0) -> list[Case]:
     """The problems that bounds are held against: `count` of them, drawn from the seed.
 
-    d = 16, n = 8, σ = 1; every seventh without draggers, the others with p in [0.01, 0.3] and c in
-    [0.5, 30], a third of them coherent (γ = 0.3); six noise laws, four losses (½‖w‖² twice as
-    often as the others); B = 16 or 64; every fourth case SGD, the others clipping with b a divisor
-    of B; ηL in [0.01, 0.1]; ηLT in [5, 15]; a start where ‖∇L‖ is in [0.3, 3] or so.
+    Every quantity that a bound can contain varies, so that a formula with a wrong power of one is
+    found out: d = 16, n from 2 to 12, σ in [0.1, 10]; every seventh without draggers, the others
+    with p in [0.01, 0.3] and c in [0.5, 30], a third of them coherent (γ = 0.3); six noise laws;
+    ½L‖w‖² half of the time, else a quadratic of spread spectrum (both with L in [0.2, 5]), log cosh
+    or ripples; B = 16 or 64; every fourth case SGD, the others clipping with b a divisor of B; ηL
+    in [0.01, 0.1]; ηLT in [5, 15]; a start where ‖∇L‖/σ is in [0.03, 3] or so.
 
     Args:
         count: how many.
@@ -79,8 +84,8 @@ def family(count: int, *, rng: int = 0, method: str = "both", tilt: float = 0.0)
 def _case(number: int, draw: Generator, method: str, tilt: float) -> Case:
     p, c = log_uniform(draw, 0.01, 0.3), log_uniform(draw, 0.5, 30)
     coherence = 0.3 if number % 3 == 2 else 0.0
-    loss = _LOSSES[int(draw.integers(len(_LOSSES)))]
-    start = np.full(DIM, log_uniform(draw, 0.3, 3) / math.sqrt(DIM))
+    sigma, loss = log_uniform(draw, 0.1, 10), _loss(draw)
+    start = np.full(DIM, sigma / loss.smoothness * log_uniform(draw, 0.03, 3) / math.sqrt(DIM))
     batch = int(draw.choice([16, 64]))
     b = int(draw.choice(divisors(batch)))
     step_size, time = log_uniform(draw, 0.01, 0.1), log_uniform(draw, 5, 15)
@@ -88,8 +93,8 @@ def _case(number: int, draw: Generator, method: str, tilt: float) -> Case:
     return Case(
         problem=Problem(
             loss=loss,
-            noise=_NOISES[number % len(_NOISES)],
-            benign_dim=BENIGN,
+            noise=_noise(number, sigma),
+            benign_dim=int(draw.integers(2, 13)),
             start=start,
             draggers=Draggers(
                 probability=0.0 if number % 7 == 3 else p,

@@ -274,7 +274,7 @@ class _Setting:
         return cls(
             problem=check_problem(problem),
             batch_size=check_integer("batch_size", batch_size, minimum=1),
-            step_size=check_step_size(step_size) if needed["step_size"] else None,
+            step_size=None if step_size is None or by == "bias" else check_step_size(step_size),
             steps=None if steps is None else check_integer("steps", steps, minimum=1),
             replicates=2
             if replicates is None
@@ -329,7 +329,7 @@ def _bias(setting: _Setting, b: int, step_size: float) -> float:  # noqa: ARG001
 
 def _bound(setting: _Setting, b: int, step_size: float) -> float:
     from mbsim.theory.bounds import clipping_bound, sgd_bound
-    from mbsim.theory.step_sample import measured_values, step_sample
+    from mbsim.theory.step_sample import measured_values, norms_near_atoms, step_sample
 
     values = setting.values(b, step_size)
     if b == setting.batch_size:
@@ -340,6 +340,7 @@ def _bound(setting: _Setting, b: int, step_size: float) -> float:
     )
     # ω is a function of r/σ that levels off at both ends.
     norms = (sigma or 1.0) * np.geomspace(1e-2 / math.sqrt(b), 1e2, 16)
+    norms = np.union1d(norms, norms_near_atoms(setting.problem, b))
     measured = measured_values(bound, sample, norms, false_positive_rate=1e-3)
     if measured["mean_weight"] == 0:
         raise _NoValue("the weight ω is not told from 0 at some gradient norm")
@@ -456,6 +457,8 @@ def phase_diagram(
     *,
     probabilities: ArrayLike,
     norm_ratios: ArrayLike,
+    batch_size: int,
+    by: str = "certificate",
     **settings: Any,
 ) -> PhaseDiagram:
     r"""The sweet spot for many draggers: where is the best micro-batch size interior?
@@ -464,7 +467,9 @@ def phase_diagram(
         problem: what is optimised; its own draggers' probability and norm ratio are replaced.
         probabilities: p, one-dimensional.
         norm_ratios: c, one-dimensional.
-        **settings: as for :func:`sweet_spot`.
+        batch_size: B.
+        by: the criterion.
+        **settings: the other arguments of :func:`sweet_spot`.
 
     Raises:
         InvalidArgument: as :func:`sweet_spot`.
@@ -485,12 +490,12 @@ def phase_diagram(
     with progress(best.size, "phase diagram") as bar:
         for number, (i, j) in enumerate(np.ndindex(best.shape)):
             changed = _with_draggers(problem, float(rows[i]), float(columns[j]))
-            found = sweet_spot(changed, **settings)
+            found = sweet_spot(changed, batch_size=batch_size, by=by, **settings)
             best[i, j] = found.micro_batch_size or 0
             bar.update(number + 1)
     return PhaseDiagram(
-        by=settings.get("by", "certificate"),
-        batch_size=settings["batch_size"],
+        by=by,
+        batch_size=batch_size,
         probabilities=rows,
         norm_ratios=columns,
         micro_batch_size=best,

@@ -18,7 +18,7 @@ with
   without noise (:meth:`mbsim.theory.sources.Step.tail`); x f_∞ ≥ 1 is required, and f_∞ ≤ 0
   refused;
 * *sampled A and M*: in the place of f a lower confidence limit, for all nodes at once
-  (Bonferroni);
+  (Bonferroni); where the errors make the bound large, with all the draws that the drift allows;
 * *quadrature*: the error estimated from two resolutions taken off f;
 * *between the nodes*: f/(r² + r₀²) is interpolated by a cubic spline over s = asinh(r/r₀), a margin
   is taken off, and y is the highest r² − x f of what is left, not only at the nodes. The margin is
@@ -62,6 +62,9 @@ _SPACING, _FAR_SPACING = 0.75, 1.2
 _FIRST_REACH, _FARTHEST = 5.0, 1e9
 # The bound may owe this share of itself to margins.
 _MARGIN = 1e-3
+# If the bound owes more than this share of itself to a sample's errors, the sample is enlarged, to
+# what is drawn for a relative error that no sample has.
+_ERRORS, _ALL_DRAWS = 0.05, 1e-12
 # Points between two nodes at which the interpolant is looked at, and the most nodes of a grid.
 _BETWEEN, _MOST_NODES = 8, 400
 # Near a top of r² − x f so often are points put 8 times as close: its height is then right to 1e-9.
@@ -169,6 +172,7 @@ class _Curve:
         drift: where A and M come from; `rate`: how often their errors may be larger than allowed.
         reach: r at the last node.
         s: the nodes, s = asinh(r/r₀); `values`: A and M there.
+        aim: the relative error that is asked of them; None for what is quick.
     """
 
     drift: Drift
@@ -176,6 +180,7 @@ class _Curve:
     reach: float
     s: Array
     values: DriftValues
+    aim: float | None = None
 
     @classmethod
     def first(cls, drift: Drift, rate: float, reach: float) -> _Curve:
@@ -211,7 +216,7 @@ class _Curve:
 
     def with_nodes(self, s: Array) -> _Curve:
         """The curve with these nodes too."""
-        values = self.drift.source.values(self.norm(s), None)
+        values = self.drift.source.values(self.norm(s), self.aim)
         nodes = np.concatenate([self.s, s])
         order = np.argsort(nodes)
         joined = {
@@ -227,6 +232,19 @@ class _Curve:
         end = math.asinh(reach / self.scale)
         count = max(2, math.ceil((end - self.s[-1]) / _FAR_SPACING) + 1)
         return replace(self, reach=reach).with_nodes(np.linspace(self.s[-1], end, count)[1:])
+
+    def with_all_draws(self) -> _Curve:
+        """The curve from as large a sample as the drift allows: everywhere, to keep it smooth."""
+        none = self.drift.source.values(np.zeros(0), None)
+        return replace(self, s=np.zeros(0), values=none, aim=_ALL_DRAWS).with_nodes(self.s)
+
+    def without_standard_errors(self) -> _Curve:
+        """The curve as if its values were no sample's."""
+        zero = np.zeros_like(self.s)
+        exact = {"progress_standard_error": zero, "second_moment_standard_error": zero}
+        return replace(
+            self, values=DriftValues(**(vars(self.values) | exact | {"covariance": zero}))
+        )
 
     def refined(self, intervals: Mask) -> _Curve:
         """The curve with a node in the middle of some intervals."""
@@ -332,9 +350,12 @@ class _Descent:
 
 
 def _quantile(df: Array, rate: float) -> Array:
-    """How many standard errors are taken off, so that all nodes hold but for this rate."""
+    """How many standard errors are taken off, so that all nodes hold but for this rate.
+
+    Nodes count twice, for the sample may be enlarged because of what it says.
+    """
     sampled = np.isfinite(df)
-    found = -special.stdtrit(np.where(sampled, df, 1.0), rate / (_MOST_NODES + 1))
+    found = -special.stdtrit(np.where(sampled, df, 1.0), rate / (2 * _MOST_NODES + 2))
     return np.where(sampled, found, 0.0)
 
 
@@ -423,6 +444,12 @@ def certificate(
         found = _Solution.written_down(tail, budget)
     else:
         found = _solve(_Curve.first(drift, rate, largest), half_step, budget, largest)
+        if found.curve and found.curve.sampled and math.isfinite(found.value):
+            x, y, _ = _optimum(
+                _Descent(found.curve.without_standard_errors(), half_step), budget, _least_x(tail)
+            )
+            if budget * x + y < (1 - _ERRORS) * found.value:
+                found = _solve(found.curve.with_all_draws(), half_step, budget, largest)
     if tail is not None and not math.isfinite(found.value):
         return Refusal(
             f"for large r f(r)/r² goes to {tail.slope:.3g}, too close to 0 for a bound that says "
@@ -442,7 +469,13 @@ def certificate(
         confidence=1 - rate if sampled else 1.0,
         method=", ".join(sorted(set(found.values.method.tolist()))),
         assumptions=_assumptions(found.grad_norms.size > 0, largest, rate if sampled else 0.0),
-        settings={**drift.settings, "initial_gap": gap, "step_size": eta, "steps": horizon},
+        settings={
+            **drift.settings,
+            "initial_gap": gap,
+            "step_size": eta,
+            "steps": horizon,
+            **({"largest_grad_norm": largest} if math.isfinite(largest) else {}),
+        },
     )
 
 

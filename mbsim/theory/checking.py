@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,15 @@ from mbsim.errors import InvalidArgument, check_integer, check_number, shown
 from mbsim.statistics import Interval
 from mbsim.theory import assumptions
 from mbsim.theory.bounds import Bound, Subject
+from mbsim.theory.drift import settings_of_step
 from mbsim.theory.formula import QUANTITIES, as_text
-from mbsim.theory.step_sample import StepQuantities, StepSample, measured_values, step_sample
+from mbsim.theory.step_sample import (
+    StepQuantities,
+    StepSample,
+    measured_values,
+    norms_near_atoms,
+    step_sample,
+)
 from mbsim.verdicts import Comparison, Verdict
 
 if TYPE_CHECKING:
@@ -40,8 +47,8 @@ _NEAR = 0.1
 _NORMS, _DRAWS = 24, 2**15
 
 
-def settings_of(run: Any) -> dict[str, float]:
-    """The quantities that a run fixes, by code name: what most bounds are evaluated with.
+def settings_of(run: Any) -> dict[str, Any]:
+    """What a run fixes, by code name where there is one: most bounds need no more.
 
     >>> import mbsim, numpy as np
     >>> problem = mbsim.Problem(loss=mbsim.losses.Quadratic(np.ones(4)), benign_dim=4,
@@ -53,19 +60,12 @@ def settings_of(run: Any) -> dict[str, float]:
     (4, 2.0, 2.0)
     """
     problem: Problem = assumptions.problem_of(run)
-    draggers = problem.draggers
-    return {
+    return settings_of_step(problem, run.method, run.batch_size) | {
         "initial_gap": problem.initial_gap,
-        "smoothness": problem.smoothness,
         "step_size": run.step_size,
         "steps": int(run.steps[-1]),
-        "batch_size": run.batch_size,
         "micro_batch_size": run.batch_size // run.method.micro_batches(run.batch_size),
-        "probability": draggers.probability,
-        "norm_ratio": draggers.norm_ratio if draggers.dimensions_needed else 0.0,
-        "coherence": draggers.coherence,
-        "sigma": problem.noise.sigma,
-        "benign_dim": problem.benign_dim,
+        "largest_grad_norm": math.sqrt(np.nanmax(run.grad_norm_sq)),
     }
 
 
@@ -109,13 +109,17 @@ class Examination:
         rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
         comparisons: tuple[Comparison, ...] = ()
         details: dict[str, Any] = {}
+        given = self._given(bound, known or {})
         reason = self._why_not(bound, gate=gate)
+        values: dict[str, float] = {}
         if not reason:
-            values = self._values(bound, known or {}, rate / 2)
+            values, reason = self._values(bound, given, rate / 2)
+        if not reason:
             reason = _out_of_range(bound, values, gate=gate)
         if not reason:
             right = float(bound.evaluate(**values))
-            comparisons = (_comparison(bound, self._left(bound, rate / 2), right),)
+            left = replace(self._left(bound, rate / 2), false_positive_rate=rate)
+            comparisons = (_comparison(bound, left, right),)
             details = {
                 "values": values,
                 "right": right,
@@ -135,7 +139,7 @@ class Examination:
     # ------------------------------------------------------------------ does it apply?
 
     @cached_property
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, Any]:
         """The quantities that the run fixes."""
         return settings_of(self.run)
 
@@ -157,7 +161,7 @@ class Examination:
         wrong = [
             f"the bound is for {name} = {shown(value)}, and the run has {shown(found)}"
             for name, value in bound.fixed.items()
-            if not _same(value, found := self._found(name))
+            if not _same(name, value, found := self.settings.get(name))
         ]
         if wrong or not gate:
             return "; ".join(wrong)
@@ -165,19 +169,24 @@ class Examination:
         broken = [sentence for sentence in others if sentence]
         return "; ".join(broken or self.measured_false)
 
-    def _found(self, name: str) -> Any:
-        return str(self.run.method) if name == "method" else self.settings[name]
-
     # ------------------------------------------------------------------ right side, left side
 
     @cached_property
     def _visited(self) -> Array:
         """Gradient norms from the least to the largest that the run visited."""
-        squares = self.run.grad_norm_sq
+        squares, steps = self.run.grad_norm_sq, self.run.steps
+        if steps.size != steps[-1] + 1:
+            raise InvalidArgument(
+                "run must have every step recorded (record_every=1) for a bound with quantities "
+                "that are measured at the gradient norms it visited"
+            )
         squares = squares[np.isfinite(squares) & (squares > 0)]
         if not squares.size:
-            raise InvalidArgument("run must have at least one gradient that is not 0")
-        return np.geomspace(math.sqrt(squares.min()), math.sqrt(squares.max()), _NORMS)
+            raise InvalidArgument("the run has no gradient that is not 0")
+        ends = math.sqrt(squares.min()), math.sqrt(squares.max())
+        atoms = norms_near_atoms(self.run.problem, int(self.settings["micro_batch_size"]))
+        inside = atoms[(atoms > ends[0]) & (atoms < ends[1])]
+        return np.union1d(np.geomspace(*ends, _NORMS), inside)
 
     @cached_property
     def sample(self) -> StepSample:
@@ -191,12 +200,6 @@ class Examination:
 
     def _weights(self, tail: float = 0.5) -> Array:
         """ω_t = E min(τ, 3r/4)/r along the run: ``[replicates, T]``; lower limits of them."""
-        steps = self.run.steps
-        if steps.size != steps[-1] + 1:
-            raise InvalidArgument(
-                "run must have every step recorded (record_every=1) for a bound on a weighted "
-                "average"
-            )
         squares = self.run.grad_norm_sq[:, :-1]
         with np.errstate(divide="ignore"):
             places = np.log(squares) / 2
@@ -204,20 +207,39 @@ class Examination:
         found: Array = np.interp(places, np.log(self._visited), weight)
         return np.where(squares > 0, found, 0.0)
 
-    def _values(self, bound: Bound, known: Mapping[str, float], rate: float) -> dict[str, float]:
-        """What the bound is evaluated with: given by hand, fixed by the run, or measured."""
-        if unknown := set(known) - set(QUANTITIES):
-            raise InvalidArgument(f"{min(unknown)} is not a quantity of any bound")
-        settings = {**self.settings, **known}
-        missing = [name for name in bound.names if name not in settings]
-        if missing:
-            settings |= measured_values(
-                bound, self.sample, self._quantities, false_positive_rate=rate
-            )
-            if "mean_weight" in missing:  # along the run, not at its worst
-                settings["mean_weight"] = float(self._weights(tail=rate).mean())
-            settings |= known
-        return {name: settings[name] for name in bound.names}
+    def _given(self, bound: Bound, known: Mapping[str, float]) -> dict[str, float]:
+        """Numbers given by hand: of quantities that the bound has and the run does not fix."""
+        open_names = [name for name in bound.names if name not in self.settings]
+        for name in known:
+            if name not in open_names:
+                which = f"of {', '.join(open_names)}" if open_names else "of none"
+                raise InvalidArgument(
+                    f"{name}={shown(known[name])} cannot be given: {bound.name} takes numbers by "
+                    f"hand {which}, the run fixes the others"
+                )
+        return {name: float(QUANTITIES[name].checked(number)) for name, number in known.items()}
+
+    def _values(
+        self, bound: Bound, given: Mapping[str, float], rate: float
+    ) -> tuple[dict[str, float], str]:
+        """What the bound is evaluated with: given by hand, fixed by the run, or measured.
+
+        Or else why something cannot be measured.
+        """
+        settings = {**self.settings, **given}
+        if any(name not in settings for name in bound.names):
+            try:
+                measured = measured_values(
+                    bound, self.sample, self._quantities, false_positive_rate=rate
+                )
+            except InvalidArgument as reason:
+                return {}, f"it needs quantities that cannot be measured: {reason}"
+            if "mean_weight" in measured:  # along the run, not at its worst
+                weights = self._weights(tail=rate / 2).mean(axis=1)
+                lower = statistics.mean(weights, false_positive_rate=rate).low
+                measured["mean_weight"] = max(0.0, lower)
+            settings = measured | settings
+        return {name: settings[name] for name in bound.names}, ""
 
     def _left(self, bound: Bound, rate: float) -> Interval:
         """The simulated left side."""
@@ -232,9 +254,12 @@ class Examination:
         return statistics.mean(linear, false_positive_rate=rate)
 
 
-def _same(value: Any, found: Any) -> bool:
-    if isinstance(value, str):
+def _same(name: str, value: Any, found: Any) -> bool:
+    """Whether a setting of the run is the one that the bound is for."""
+    if isinstance(value, str) or found is None:
         return bool(value == found)
+    if name == "largest_grad_norm":
+        return bool(found <= value)
     return math.isclose(value, found, rel_tol=1e-9, abs_tol=0.0)
 
 
@@ -243,6 +268,10 @@ def _out_of_range(bound: Bound, values: Mapping[str, float], *, gate: bool) -> s
     for name, number in values.items():
         if number == 0 and QUANTITIES[name].above == 0:
             return f"vacuous: {name} is not told from 0"
+        try:
+            QUANTITIES[name].checked(number)
+        except InvalidArgument as reason:  # such as p = 1
+            return str(reason)
     if not gate or bound.holds(**values):
         return ""
     sentences = [f"{as_text(x.relation)}, for else {x.sentence}" for x in bound.conditions]

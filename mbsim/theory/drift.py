@@ -288,7 +288,7 @@ def drift(
         relative_error=aim,
         scale=problem.noise.sigma / math.sqrt(problem.benign_dim * (batch // m)),
         noise_size=problem.noise.sigma,
-        settings=_settings(problem, method, batch),
+        settings=settings_of_step(problem, method, batch),
     )
 
 
@@ -333,7 +333,11 @@ def drifts(
     }
 
 
-def _settings(problem: Problem, method: Method, batch_size: int) -> dict[str, float | str]:
+def settings_of_step(problem: Problem, method: Method, batch_size: int) -> dict[str, float | str]:
+    """What the law of a step depends on, by code name where there is one.
+
+    A bound that holds for one drift alone is tied to these.
+    """
     draggers = problem.draggers
     return {
         "smoothness": problem.smoothness,
@@ -343,6 +347,9 @@ def _settings(problem: Problem, method: Method, batch_size: int) -> dict[str, fl
         "coherence": draggers.coherence,
         "sigma": problem.noise.sigma,
         "benign_dim": problem.benign_dim,
+        "dragger_dim": problem.dragger_dim if draggers.dimensions_needed else 0,
+        "tilt": draggers.tilt,
+        "noise": str(problem.noise),
         "method": str(method),
     }
 

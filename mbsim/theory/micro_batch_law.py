@@ -41,7 +41,7 @@ from mbsim.theory.norm_laws import (
     gamma_rule,
     series_of,
 )
-from mbsim.theory.random_walk import Rule, SquaredLength, binned, squared_lengths
+from mbsim.theory.random_walk import MOST_POINTS, Rule, SquaredLength, binned, squared_lengths
 
 __all__ = ["MicroBatchLaw", "Tails", "has_quadrature"]
 
@@ -56,9 +56,15 @@ _RADIAL_NODES = 32
 # A mixture of more laws, series with more terms or more atoms than this cost more than a sample.
 _MOST_LAWS, _MOST_TERMS, _MOST_ATOMS = 400, 5000, 10**5
 # Atoms of |S_k|² are small enough when their mass times the number of micro-batches is.
-_SMALL = 0.05
+_SMALL = 0.01
+# A binned law has so many times fewer bins where even these are small enough.
+_FEWER = (8, 4, 2)
+# From this dimension on a random walk alone makes ‖X‖² smooth enough for a series.
+_SMOOTH_WALK = 8
 # Noise that is so small, measured by √(r² + σ²), is none: squares of norms would not show it.
 _STILL = 1e-12
+# Walks with smaller squares spread ‖X‖² too little for a series: rounding would show.
+_NARROW = 1e-12
 
 
 def has_quadrature(noise: object) -> bool:
@@ -115,8 +121,14 @@ class MicroBatchLaw:
 
     def costly(self, power: int = 0) -> bool:
         """Whether a sample is the cheaper: the mixture has too many laws, or too long ones."""
-        if self._share < 1 and self._offsets(LEVELS[0].bins).nodes.size > _MOST_LAWS:
+        gamma = type(self.problem.noise) is Exponential
+        lattice = self._share == 1 and not gamma  # of atoms, if of any
+        if not lattice and self._offsets(MOST_POINTS).nodes.size > _MOST_LAWS:
             return True
+        draggers = self.problem.draggers
+        walks = self.k[-1] > 1 and draggers.norm_ratio > 0 and draggers.coherence < 1
+        if gamma and walks and 1 < self.walk_dim < _SMOOTH_WALK:
+            return True  # nothing makes ‖X‖² smooth
         noise = self.problem.noise.sigma > 0
         grad_norm, sigma = (math.sqrt(0.5), math.sqrt(0.5)) if noise else (1.0, 0.0)
         atoms, _, series = self._parts(grad_norm, sigma, LEVELS[0], power)
@@ -173,7 +185,8 @@ class MicroBatchLaw:
     ) -> tuple[Array, list[Radial], list[Series]]:
         laws = self._laws(grad_norm, sigma, level)
         radial = self._is_radial(laws)
-        atomic = (laws.variance == 0) & ~radial
+        gamma = (type(self.problem.noise) is Exponential) & (laws.along.sizes > 1)
+        atomic = (laws.variance == 0) & (laws.discrete_walk | ~gamma) & ~radial
         if (atomic & ~laws.discrete_walk).any():
             laws = replace(laws, walk=self._discrete(laws, atomic, level, power))
         radials = [
@@ -186,18 +199,19 @@ class MicroBatchLaw:
     def _discrete(
         self, laws: Laws, atomic: Mask, level: Resolution, power: int
     ) -> tuple[SquaredLength, ...]:
-        """The walks, with no more atoms for |S_k|² than it takes to make them so small that S^power
-        cannot tell them from a density; binned, where no Gauss rule does.
+        """The walks, with so many atoms for |S_k|² that S^power cannot tell them from a density.
+
+        How many more than that a level has does not depend on k, so that levels can be compared.
         """
         largest = laws.probability * np.maximum.reduceat(laws.along.weights, laws.along.starts)
         few = squared_lengths(laws.walk_dim, int(laws.k[-1]), level.few)
         found = list(laws.walk)
         for i in np.flatnonzero(atomic & ~laws.discrete_walk).tolist():
-            k, small = int(laws.k[i]), _SMALL / ((power + 1) * largest[i])
-            if few[k].rule[1].max() < small:
-                found[i] = few[k]
-            elif found[i].rule[1].max() > small:
-                found[i] = replace(found[i], rule=binned(laws.walk_dim, k, level.bins))
+            rule, crowd = few[k := int(laws.k[i])].rule, float(largest[i]) * (power + 1) / _SMALL
+            if crowd * rule[1].max() > 1:
+                fewer = next((n for n in _FEWER if crowd * n < LEVELS[0].bins / 2), 1)
+                rule = binned(laws.walk_dim, k, level.bins // fewer)
+            found[i] = replace(found[i], rule=rule)
         return tuple(found)
 
     def _laws(self, grad_norm: float, sigma: float, level: Resolution) -> Laws:
@@ -208,7 +222,7 @@ class MicroBatchLaw:
         walks = squared_lengths(max(self.walk_dim, 1), int(self.k[-1]) if own_sq > 0 else 0, points)
         benign = 1 - self.k / b
         sigma = sigma if sigma > _STILL else 0.0
-        offsets = self._offsets(level.bins if sigma else 0)
+        offsets = self._offsets(points if sigma else 0)
         centre = benign * grad_norm + (1 - benign) * (draggers.along * length)
         along = offsets.nodes * (sigma * math.sqrt(self._share) / b) + offsets.spread(centre)
         return Laws(
@@ -223,16 +237,16 @@ class MicroBatchLaw:
             walk_dim=self.walk_dim,
         )
 
-    def _offsets(self, bins: int) -> Ragged:
+    def _offsets(self, points: int) -> Ragged:
         """Σ of the unit-variance noises along e of b − k examples, without the Gaussian part.
 
-        Without bins there is no noise.
+        Without points there is no noise.
         """
-        if bins not in self._kept:
-            counts = (self.b - self.k if bins else 0 * self.k).tolist()
-            rules = [_along_rule(self.problem.noise, count, bins) for count in counts]
-            self._kept[bins] = Ragged.of(rules)
-        return self._kept[bins]
+        if points not in self._kept:
+            counts = (self.b - self.k if points else 0 * self.k).tolist()
+            rules = [_along_rule(self.problem.noise, count, points) for count in counts]
+            self._kept[points] = Ragged.of(rules)
+        return self._kept[points]
 
     def _is_radial(self, laws: Laws) -> Mask:
         """Which k have radial densities."""
@@ -240,7 +254,8 @@ class MicroBatchLaw:
         gamma = (type(self.problem.noise) is Exponential) & ~gaussian & (laws.along.sizes > 1)
         few = (laws.k <= 1) | (laws.along.sizes <= _RADIAL_NODES)
         small = gaussian & few & (laws.dimensions < _SERIES_DIM)
-        found: Mask = laws.discrete_walk & (small | gamma)
+        narrow = laws.own_sq < _NARROW
+        found: Mask = (laws.discrete_walk & small) | ((laws.discrete_walk | narrow) & gamma)
         return found
 
     def _radials(self, laws: Laws, i: int, sigma: float) -> list[Radial]:
@@ -273,7 +288,7 @@ def _along_share(noise: KnownNoise) -> float:
     return 0.0 if isinstance(noise, Gaussian) else 1 - noise.isotropic_share
 
 
-def _along_rule(noise: KnownNoise, count: int, bins: int) -> Rule:
+def _along_rule(noise: KnownNoise, count: int, points: int) -> Rule:
     """The sum of `count` noises along e, each of variance 1, without the isotropic Gaussian."""
     if count == 0 or _along_share(noise) == 0:
         return np.zeros(1), np.ones(1)
@@ -281,7 +296,7 @@ def _along_rule(noise: KnownNoise, count: int, bins: int) -> Rule:
         hits, weights = binomial(count, noise.rare)
         nodes = (hits - count * noise.rare) / math.sqrt(noise.rare * (1 - noise.rare))
         return nodes.astype(np.float64), weights
-    nodes, weights = gamma_rule(count, bins // 4)
+    nodes, weights = gamma_rule(count, points)
     return nodes - count, weights
 
 

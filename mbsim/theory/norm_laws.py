@@ -10,10 +10,10 @@ of the Gaussian part in the n dimensions of the benign frame, δ the draggers' c
 and |S_k|² the squared length of a sum of k uniform directions (:mod:`mbsim.theory.random_walk`).
 So the law given k is of one of three kinds:
 
-* *atoms*, where there is no Gaussian part; what is continuous all the same (|S_k|², a gamma
-  variable) is binned;
+* *atoms*, where nothing is continuous but perhaps |S_k|², which is then replaced by a discrete law
+  (two-point noise, no noise, or nothing but draggers);
 * *radial*, where |S_k|² is an atom and n is small: the density of ‖X‖ is that of a noncentral chi,
-  or of one gamma variable, and written down (this goes before atoms);
+  or of one gamma variable, and written down;
 * *series*, otherwise: the characteristic function of ‖X‖² is a product of closed forms, and a
   Fourier cosine series turns it into a density (Fang and Oosterlee, 2008).
 
@@ -36,7 +36,8 @@ from mbsim.theory.random_walk import (
     MOST_POINTS,
     Rule,
     SquaredLength,
-    quantiles,
+    gauss_rule,
+    powers,
     transforms,
 )
 
@@ -67,7 +68,7 @@ class Resolution:
     Attributes:
         points: Gauss points of what is not integrated in closed form; `few`: where more are not
             needed.
-        bins: of what is continuous where nothing smooths it.
+        bins: of |S_k|² where nothing smooths it.
         nodes: Gauss points of a panel.
         tolerance: the size below which characteristic functions are cut off.
         terms: the most terms of one cosine series; sharper features are smoothed away.
@@ -184,7 +185,6 @@ class Laws:
         A noncentral chi-square is sub-gamma (Birgé, 2001), and so is |S_k|²: a uniform direction
         is sub-Gaussian with variance 1/N in every direction, so E exp(θ|S_k|²) is at most that of
         k/N times a chi-square with N degrees of freedom. Variances add; the heavier scale counts.
-        For s² > 0.
         """
         spread, mu_sq = self.along.spread, np.square(self.along.nodes)
         k, variance = spread(self.k), spread(self.variance)
@@ -192,8 +192,9 @@ class Laws:
         mean = self.dimensions * variance + mu_sq + self.own_sq * k
         of_benign = variance * (self.dimensions * variance + 2 * mu_sq)
         reach = np.sqrt(4 * _TAIL * (of_benign + self.walk_dim * np.square(of_walk)))
-        low = np.maximum(mean - reach, 0)
+        low = np.maximum(mean - reach, np.where(variance == 0, mu_sq, 0))
         high = mean + reach + 2 * _TAIL * np.maximum(variance, of_walk)
+        high = np.where(variance == 0, np.minimum(high, mu_sq + self.own_sq * k * k), high)
         shift = spread(np.square(self.shared))
         return low + shift, high + shift
 
@@ -204,12 +205,13 @@ class Laws:
         # Of the noncentral chi-square |φ(ω)| = (1 + v)^(−n/4) exp(−(μ²/2s²) v/(1 + v)), with
         # v = (2s²ω)²; Newton's rule for log|φ| = −decay, concave in v, rises towards the root.
         variance = spread(self.variance)
-        slope, noncentral = self.dimensions / 4, np.square(self.along.nodes) / (2 * variance)
-        v = np.zeros_like(variance)
+        safe = np.where(variance > 0, variance, 1.0)
+        slope, noncentral = self.dimensions / 4, np.square(self.along.nodes) / (2 * safe)
+        v = np.zeros_like(safe)
         for _ in range(8):
             missing = spread(decay) - slope * np.log1p(v) - noncentral * v / (1 + v)
             v += missing / (slope / (1 + v) + noncentral / np.square(1 + v))
-        bands: Array = np.sqrt(v) / (2 * variance)
+        bands = np.where(variance > 0, np.sqrt(v) / (2 * safe), math.inf)
         if self.own_sq > 0:
             of_walk = [law.band(d) for law, d in zip(self.walk, decay, strict=True)]
             bands = np.minimum(bands, spread(np.array(of_walk) / self.own_sq))
@@ -231,11 +233,10 @@ def binomial(count: int, probability: float) -> tuple[NDArray[np.int64], Array]:
 
 
 @lru_cache(maxsize=4096)
-def gamma_rule(shape: int, bins: int) -> Rule:
-    """The means of the bins of a gamma variable of integer shape: E[γ; γ ≤ y] has a shape more."""
-    cuts = quantiles(bins)
-    below = special.gammainc(shape + 1, special.gammaincinv(shape, cuts))
-    return shape * np.diff(below) / np.diff(cuts), np.diff(cuts)
+def gamma_rule(shape: int, points: int) -> Rule:
+    """The Gauss rule of a gamma variable of integer shape (Laguerre)."""
+    i = np.arange(points, dtype=np.float64)
+    return gauss_rule(2 * i + shape, (i * (i + shape - 1))[1:])
 
 
 def atoms_of(laws: Laws, which: Mask) -> Array:
@@ -404,15 +405,19 @@ class Series:
         step = math.pi / (self.high - self.low)
         weights = along.weights * along.spread(laws.probability)
         mu_sq, shift = np.square(along.nodes), along.spread(np.square(laws.shared)) - self.low
-        # Given μ, with v = 2s²ω: (1 − iv)^(−n/2) exp(iωμ²/(1 − iv)), and for ⟨X, e⟩ that times
-        # μ/(1 − iv).
-        omega = step * np.arange(self.terms)[:, None]
-        v = 2 * omega * along.spread(laws.variance)
-        size = 1 / (1 + v * v)
-        phase = laws.dimensions / 2 * np.arctan(v) + omega * (mu_sq * size + shift)
-        log_size = laws.dimensions / 4 * np.log(size) - omega * v * mu_sq * size
-        mass = weights * np.exp(log_size) * _turned(phase)
-        first = mass * along.nodes * size * (1 + 1j * v)
+        if not laws.variance.any():
+            mass = powers(mu_sq + shift, step, self.terms) * weights
+            first = mass * along.nodes
+        else:
+            # Given μ, with v = 2s²ω: (1 − iv)^(−n/2) exp(iωμ²/(1 − iv)), and for ⟨X, e⟩ that
+            # times μ/(1 − iv).
+            omega = step * np.arange(self.terms)[:, None]
+            v = 2 * omega * along.spread(laws.variance)
+            size = 1 / (1 + v * v)
+            phase = laws.dimensions / 2 * np.arctan(v) + omega * (mu_sq * size + shift)
+            log_size = laws.dimensions / 4 * np.log(size) - omega * v * mu_sq * size
+            mass = weights * np.exp(log_size) * _turned(phase)
+            first = mass * along.nodes * size * (1 + 1j * v)
         mass = np.add.reduceat(mass, along.starts, axis=1)
         first = np.add.reduceat(first, along.starts, axis=1)
         if laws.own_sq > 0:

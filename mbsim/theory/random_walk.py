@@ -39,7 +39,6 @@ __all__ = [
     "binned",
     "gauss_rule",
     "powers",
-    "quantiles",
     "squared_lengths",
     "transforms",
 ]
@@ -241,7 +240,7 @@ def _recurrence(nodes: Array, weights: Array) -> tuple[Array, Array]:
     return diagonal, off_sq
 
 
-def quantiles(bins: int) -> Array:
+def _quantiles(bins: int) -> Array:
     """Where bins are cut, as probabilities: sin²(πi/2n), close where minima and maxima are made."""
     cuts: Array = np.square(np.sin(np.arange(bins + 1) * (math.pi / (2 * bins))))
     return cuts
@@ -282,13 +281,13 @@ def _in_bins(nodes: Array, weights: Array, bins: int) -> Rule:
     order = np.argsort(nodes)
     mass = np.append(0.0, np.cumsum(weights[order]))
     moment = np.append(0.0, np.cumsum((weights * nodes)[order]))
-    cuts = quantiles(bins)
+    cuts = _quantiles(bins)
     return np.diff(np.interp(cuts * mass[-1], mass, moment)) / np.diff(cuts), np.diff(cuts)
 
 
 def _binned_cosine(dimensions: int) -> Rule:
     """The cosine of a uniform direction in N ≥ 2 dimensions, whose density has an integral."""
-    cuts, half = quantiles(_BINS), (dimensions - 1) / 2
+    cuts, half = _quantiles(_BINS), (dimensions - 1) / 2
     cosine = 2 * special.betaincinv(half, half, cuts) - 1
     log_size = math.lgamma(half + 0.5) - math.lgamma(half + 1) - math.log(4 * math.pi) / 2
     moment = -math.exp(log_size) * (1 - np.square(cosine)) ** half

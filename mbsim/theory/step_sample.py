@@ -49,14 +49,23 @@ from mbsim.theory.pools import seed_sequence
 if TYPE_CHECKING:
     from mbsim.theory.bounds import Bound
 
-__all__ = ["Estimates", "StepQuantities", "StepSample", "measured_values", "step_sample"]
+__all__ = [
+    "Estimates",
+    "StepQuantities",
+    "StepSample",
+    "measured_values",
+    "norms_near_atoms",
+    "step_sample",
+]
 
 Array = NDArray[np.float64]
 
 # The β of min(τ, βr): that of the theorems in mbsim.theory.bounds.
 _CAP = 0.75
-# Fewer steps than this say little about their own spread.
-_FEWEST_STEPS = 64
+# Fewer steps than this say little about their own spread; and the most micro-batches in memory.
+_FEWEST_STEPS, _MOST_DRAWS = 64, 2**25
+# Atoms beyond so many rare examples in a micro-batch are as good as never met.
+_MOST_ATOMS = 16
 # How often the upper limit on σ_e of a noise law that is not known here may be too small.
 _UNKNOWN_LAW = 1e-9
 
@@ -299,8 +308,30 @@ def step_sample(
         )
     generator = Generator(SFC64(seed_sequence(rng)))
     shape = (max(_FEWEST_STEPS, draws // m), m)
+    if shape[0] * m > _MOST_DRAWS:
+        raise InvalidArgument(
+            f"batch_size={batch_size} with micro_batch_size={micro_batch_size} and draws={draws} "
+            f"would draw {shape[0] * m:,} micro-batches, and at most {_MOST_DRAWS:,} are drawn"
+        )
     drawn = draw_micro_batches(problem, int(micro_batch_size), shape, generator)
     return StepSample(problem, int(micro_batch_size), drawn)
+
+
+def norms_near_atoms(problem: Problem, micro_batch_size: int) -> Array:
+    """Gradient norms at which a clean micro-batch can cancel exactly, and some close to them.
+
+    Two-point noise without an isotropic share takes few values; where its mean over a micro-batch
+    can be −r, norms are 0 with some probability, and ω and the like dip. Empty for other noise.
+    """
+    noise, b = problem.noise, micro_batch_size
+    if type(noise) is not TwoPoint or noise.isotropic_share or noise.sigma == 0:
+        return np.zeros(0)
+    up, down = math.sqrt((1 - noise.rare) / noise.rare), math.sqrt(noise.rare / (1 - noise.rare))
+    rare = np.arange(min(b, _MOST_ATOMS) + 1)
+    atoms = noise.sigma * ((b - rare) * down - rare * up) / b
+    atoms = np.concatenate([atoms, noise.sigma * (rare * down - (b - rare) * up) / b])
+    atoms = np.unique(atoms[atoms > 0])
+    return np.unique(np.multiply.outer(atoms, [0.97, 0.995, 1.0, 1.005, 1.03]))
 
 
 # Quantities that must be at most what they are at every r visited, and where they are found; of
