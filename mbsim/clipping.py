@@ -159,7 +159,9 @@ class UnitNorm:
     def factors(self, norms: Floats) -> Floats:
         """s_j = 1/(x_j + ε)."""
         shifted = norms + norms.dtype.type(self.epsilon)
-        return np.divide(1, shifted, out=np.zeros_like(norms), where=shifted > 0)
+        # Below the least normal number 1/x overflows: so short a gradient is read as 0.
+        normal = shifted >= np.finfo(norms.dtype).tiny
+        return np.divide(1, shifted, out=np.zeros_like(norms), where=normal)
 
 
 # Squares of entries within these limits, and sums of up to 1e60 of them, neither overflow nor

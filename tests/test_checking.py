@@ -9,7 +9,7 @@ import pytest
 
 import mbsim
 from mbsim.errors import InvalidArgument
-from mbsim.study.bounds_hold import WRONG, bounds_hold, check_bound
+from mbsim.study.bounds_hold import bounds_hold, check_bound
 from mbsim.study.family import family
 from mbsim.theory import bounds, formula_bound
 from mbsim.theory.assumptions import measure_assumptions
@@ -320,9 +320,6 @@ def test_formulas_come_out_as_they_should():
 )
 def test_a_wrong_power_of_anything_is_found_out(right, wrong):
     """The family varies σ, L and n: what is right for σ = L = 1 and n = 8 alone is refuted."""
-    simple = "Delta/(eta*T) + 40*eta*L*sigma**2/B"
-    formula = f"2*({simple})*(1 + c**2)"
-    assert check_bound(formula, problems=24).status == "supported"
     tight = f"1.1*({THEOREM_1})".replace(right, wrong)
     assert tight != f"1.1*({THEOREM_1})"
     assert check_bound(tight, problems=24).status == "refuted"
@@ -377,9 +374,7 @@ def test_bad_formulas(call, says):
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_bounds_are_refuted_by_the_claim_itself():
-    for wrong in WRONG:
-        assert bounds_hold(quick=True, wrong=wrong).status == "refuted", wrong
+def test_what_is_wrong_is_named():
     with pytest.raises(InvalidArgument, match="wrong='nothing' must be one of"):
         bounds_hold(wrong="nothing")
 

@@ -201,8 +201,9 @@ def test_the_phase_diagram_is_many_sweet_spots():
             assert found.micro_batch_size[i, j] == one.micro_batch_size
             assert found.interior[i, j] == one.interior
     labelled = found.to_xarray()
-    assert labelled.micro_batch_size.sel(probability=0.1, norm_ratio=20.0) == (
-        found.micro_batch_size[1, 2]
+    assert (
+        labelled.micro_batch_size.sel(probability=0.1, norm_ratio=20.0)
+        == (found.micro_batch_size[1, 2])
     )
 
 

@@ -173,7 +173,7 @@ def sweet_spot(
     with progress(len(sizes), f"{by} for every b") as bar:
         for number, b in enumerate(sizes):
             try:
-                if setting.step_size is not None:
+                if by != "bias":
                     step_sizes[b] = setting.step_size_at(b)
                 values[b] = _CRITERIA[by](setting, b, step_sizes.get(b, math.nan))
             except _NoValue as reason:
@@ -274,7 +274,7 @@ class _Setting:
         return cls(
             problem=check_problem(problem),
             batch_size=check_integer("batch_size", batch_size, minimum=1),
-            step_size=None if step_size is None or by == "bias" else check_step_size(step_size),
+            step_size=None if step_size is None else check_step_size(step_size),
             steps=None if steps is None else check_integer("steps", steps, minimum=1),
             replicates=2
             if replicates is None
