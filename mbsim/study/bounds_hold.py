@@ -34,7 +34,7 @@ __all__ = ["bounds_hold", "check_bound"]
 
 # The rate of one comparison, of which a claim makes some hundreds; updates drawn for each bound on
 # a step.
-_EACH, _UPDATES = 1e-6, 2**12
+_EACH, _UPDATES = 1e-6, 2**11
 # Some bounds are equalities but for a fraction of a percent; an excess of so much would be seen.
 # An estimate is good if it is right to a tenth.
 _RESOLVED, _NEAR = 0.05, 0.1
@@ -47,7 +47,7 @@ WRONG = ("half the certificate", "5.1 without λ₀", "k-sum for λ", "tilted dr
 def bounds_hold(*, quick: bool = False, rng: int = 0, wrong: str = "") -> Verdict:
     """Every bound holds on every problem of a family where its assumptions are measured to hold.
 
-    60 problems are simulated with 256 replicates each (quick: 18 with 128). Bounds on runs, the
+    60 problems are simulated with 128 replicates each (quick: 18 with 64). Bounds on runs, the
     certificate among them, are held against the simulated mean of ‖∇L‖² over the run (Theorem 2:
     its weighted mean); bounds on a step against simulated updates at gradient norms that the run
     visits. No left side may exceed its right side by 5 % (for progress: of r): some bounds are
@@ -67,12 +67,12 @@ def bounds_hold(*, quick: bool = False, rng: int = 0, wrong: str = "") -> Verdic
     if wrong and wrong not in WRONG:
         raise InvalidArgument(f"wrong={shown(wrong)} must be one of {', '.join(WRONG)}")
     seed = check_integer("rng", rng, minimum=0)
-    count, replicates = (18, 128) if quick else (60, 256)
+    count, replicates = (18, 64) if quick else (60, 128)
     own_runs = wrong if wrong != "half the certificate" else ""
     found: dict[str, list[_Held]] = defaultdict(list)
     for number, (case, run) in enumerate(_runs(count, replicates, seed, own_runs)):
         held = list(_held(case, run, number, wrong))
-        if any(one.open for one in held):
+        if not wrong and any(one.open for one in held):
             again = _run(case, number, seed, _MORE * replicates, second=True)
             better = _held(case, again, number, wrong)
             held = [new if old.open else old for old, new in zip(held, better, strict=True)]
@@ -240,7 +240,8 @@ def _certified(
     from mbsim.theory.bounds import Bound
     from mbsim.theory.drift import drift
 
-    one = drift(case.problem, case.method, batch_size=case.batch_size, rng=number)
+    # Few draws: where A and M are sampled, a looser certificate, soon found.
+    one = drift(case.problem, case.method, batch_size=case.batch_size, rng=number, draws=2**16)
     bound = one.certify(step_size=case.step_size, steps=case.steps)
     name = f"certificate, {'½L‖w‖²' if case.half_square else 'other losses'}"
     if isinstance(bound, Bound):
@@ -478,7 +479,9 @@ def _runs(count: int, replicates: int, rng: int, wrong: str) -> tuple[tuple[Case
     special = _where_it_shows(wrong)
     tilted = wrong == "tilted draggers"
     method, tilt = ("SGD", -0.1) if tilted else ("both", 0.0)
-    cases = [special] if special else family(count, rng=rng, method=method, tilt=tilt)
+    cases = (
+        [special] if special else family(18 if tilted else count, rng=rng, method=method, tilt=tilt)
+    )
     return tuple((case, _run(case, i, rng, replicates)) for i, case in enumerate(cases))
 
 

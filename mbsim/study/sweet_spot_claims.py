@@ -32,7 +32,7 @@ __all__ = ["interior_bias", "sweet_spot_predicted"]
 
 Array = NDArray[np.float64]
 
-RATE, BENIGN = 0.001, 8
+RATE, BENIGN = 0.001, 6
 
 # ---------------------------------------------------------------------------- sweet-spot-predicted
 
@@ -41,8 +41,8 @@ def sweet_spot_predicted(*, quick: bool = False, rng: int = 0, shuffle: bool = F
     """Which criterion finds the best micro-batch size? Its regret, over many problems.
 
     The regret of a choice of b is the simulated floor there over the lowest of all b. The problems
-    are the first 20 (quick: 10) of a stated family whose simulated floor curves are not flat (worst
-    over best above 1.5), with B = 32 (16), p in [0.01, 0.2], c in [3, 50], skewed and
+    are the first 22 (quick: 6) of a stated family whose simulated floor curves are not flat (worst
+    over best above 1.5), with B = 16, p in [0.01, 0.2], c in [3, 50], skewed and
     symmetric noise, a third of them coherent, and η in [0.02, 0.1]. The lowest floor is chosen on
     one half of the replicates, and regrets are measured on the other half.
 
@@ -54,7 +54,7 @@ def sweet_spot_predicted(*, quick: bool = False, rng: int = 0, shuffle: bool = F
     Source: theory page, sections 5.5, 7 and 8.
     """
     seed = check_integer("rng", rng, minimum=0)
-    rows = _regrets(10 if quick else 20, seed, quick)
+    rows = _regrets(6 if quick else 22, seed, quick)
     rules = list(rows[0].choices)
     advice = [row.choices for row in rows]
     if shuffle:
@@ -130,7 +130,7 @@ class _Advised:
 @functools.lru_cache(maxsize=2)  # the control reads the claim's own data
 def _regrets(count: int, rng: int, quick: bool) -> tuple[_Advised, ...]:
     draw = np.random.default_rng(SeedSequence(rng, spawn_key=tuple(b"regrets")))
-    sizes, number = tuple(divisors(16 if quick else 32)), -1
+    sizes, number = tuple(divisors(16)), -1
     found: list[_Advised] = []
     while len(found) < count:
         number += 1
@@ -180,7 +180,7 @@ def _floors_sq(
     rng: int | SeedSequence,
 ) -> dict[int, Array]:
     """Mean ‖g‖² over the last third of a run, for every b (the last is B) and replicate."""
-    steps = round((12 if quick else 24) / step_size)
+    steps = round((12 if quick else 20) / step_size)
     root = SeedSequence(rng) if isinstance(rng, int) else rng
     found = {}
     for b in sizes:
