@@ -47,7 +47,7 @@ WRONG = ("half the certificate", "5.1 without λ₀", "k-sum for λ", "tilted dr
 def bounds_hold(*, quick: bool = False, rng: int = 0, wrong: str = "") -> Verdict:
     """Every bound holds on every problem of a family where its assumptions are measured to hold.
 
-    60 problems are simulated with 128 replicates each (quick: 18 with 64). Bounds on runs, the
+    60 problems are simulated with 128 replicates each (quick: 12 with 64). Bounds on runs, the
     certificate among them, are held against the simulated mean of ‖∇L‖² over the run (Theorem 2:
     its weighted mean); bounds on a step against simulated updates at gradient norms that the run
     visits. No left side may exceed its right side by 5 % (for progress: of r): some bounds are
@@ -67,7 +67,7 @@ def bounds_hold(*, quick: bool = False, rng: int = 0, wrong: str = "") -> Verdic
     if wrong and wrong not in WRONG:
         raise InvalidArgument(f"wrong={shown(wrong)} must be one of {', '.join(WRONG)}")
     seed = check_integer("rng", rng, minimum=0)
-    count, replicates = (18, 64) if quick else (60, 128)
+    count, replicates = (12, 64) if quick else (60, 128)
     own_runs = wrong if wrong != "half the certificate" else ""
     found: dict[str, list[_Held]] = defaultdict(list)
     for number, (case, run) in enumerate(_runs(count, replicates, seed, own_runs)):
@@ -480,7 +480,7 @@ def _runs(count: int, replicates: int, rng: int, wrong: str) -> tuple[tuple[Case
     tilted = wrong == "tilted draggers"
     method, tilt = ("SGD", -0.1) if tilted else ("both", 0.0)
     cases = (
-        [special] if special else family(18 if tilted else count, rng=rng, method=method, tilt=tilt)
+        [special] if special else family(12 if tilted else count, rng=rng, method=method, tilt=tilt)
     )
     return tuple((case, _run(case, i, rng, replicates)) for i, case in enumerate(cases))
 
