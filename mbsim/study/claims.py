@@ -405,7 +405,7 @@ def trajectories(*, quick: bool = False, rng: int = 0) -> dict[str, Any]:
     Returns:
         Plain data: for each noise and each method a curve of points with 99 % intervals.
     """
-    step_size, steps = 0.02, 600 if quick else 3000
+    step_size, steps = 0.02, 600 if quick else 2000
     simulations = _Simulations("trajectories", rng, 64 if quick else 128)
     shown_steps = np.unique(np.geomspace(1, steps, 60).astype(int))
     curves: dict[str, Any] = {"step_size": step_size, "batch_size": BATCH}

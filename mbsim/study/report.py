@@ -147,7 +147,7 @@ def reproduce(
 
     Args:
         out: a directory, made if it is not there.
-        quick: fewer steps and replicates: half a minute at most in the place of three.
+        quick: fewer steps, problems and replicates: less than a minute in the place of four.
         rng: the seed, an integer; the same seed gives the same report, byte for byte, but for
             ``made_with``.
 

@@ -41,7 +41,7 @@ def sweet_spot_predicted(*, quick: bool = False, rng: int = 0, shuffle: bool = F
     """Which criterion finds the best micro-batch size? Its regret, over many problems.
 
     The regret of a choice of b is the simulated floor there over the lowest of all b. The problems
-    are the first 22 (quick: 4) of a stated family whose simulated floor curves are not flat (worst
+    are the first 20 (quick: 4) of a stated family whose simulated floor curves are not flat (worst
     over best above 1.5), with B = 16, p in [0.01, 0.2], c in [3, 50], skewed and
     symmetric noise, a third of them coherent, and η in [0.02, 0.1]. The lowest floor is chosen on
     one half of the replicates, and regrets are measured on the other half.
@@ -54,7 +54,7 @@ def sweet_spot_predicted(*, quick: bool = False, rng: int = 0, shuffle: bool = F
     Source: theory page, sections 5.5, 7 and 8.
     """
     seed = check_integer("rng", rng, minimum=0)
-    rows = _regrets(4 if quick else 22, seed, quick)
+    rows = _regrets(4 if quick else 20, seed, quick)
     rules = list(rows[0].choices)
     advice = [row.choices for row in rows]
     if shuffle:

@@ -44,7 +44,7 @@ Array = NDArray[np.float64]
 # An estimate claims no inequality; it is good if it is right to a tenth.
 _NEAR = 0.1
 # At how many gradient norms, over those visited, and on how many micro-batches things are measured.
-_NORMS, _DRAWS = 24, 2**15
+_NORMS, _DRAWS = 24, 2**14
 
 
 def settings_of(run: Any) -> dict[str, Any]:
