@@ -267,7 +267,7 @@ def simulate(
     method: Method,
     *,
     batch_size: int,
-    step_size: float,
+    step_size: float | str,
     steps: int,
     replicates: int,
     rng: int | SeedSequence | Generator,
