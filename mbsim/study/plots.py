@@ -230,7 +230,7 @@ def _interior(figure: Figure, verdict: dict[str, Any]) -> None:
     )
     for axes, (title, names) in zip(figure.subplots(1, 3), panels, strict=True):
         for number, name in enumerate(names):
-            curve = {int(b): y for b, y in curves[name].items() if y is not None}
+            curve = {int(b): y for b, y in curves[name].items() if y is not None and np.isfinite(y)}
             label = {"floor": "of the drift", "simulated floor": "simulated"}.get(name)
             style = {"marker": _MARKERS[number], "color": _COLOURS[number], "markersize": 4}
             axes.plot(list(curve), list(curve.values()), label=label, linewidth=1.2, **style)
