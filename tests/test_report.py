@@ -35,7 +35,7 @@ def test_no_control_is_supported_whatever_is_expected_of_it(reproduced):
 def test_every_verdict_says_how_sure_it_is_and_what_it_would_have_seen(reproduced):
     report, _ = reproduced
     for verdict in [*report.verdicts, *(v for _, v in report.controls)]:
-        assert 0 < verdict.false_positive_rate <= 0.01
+        assert 0 < verdict.false_positive_rate <= 0.01 * (1 + 1e-9)  # added up in floats
         for comparison in verdict.to_dict()["comparisons"]:
             assert comparison["detectable"] >= 0
             low, high = comparison["interval"]
