@@ -14,26 +14,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mbsim import clipping, errors, strategies, testing, theory
-    from mbsim._version import __version__
+    from mbsim import clipping, errors, testing, theory
+    from mbsim._shared.version import __version__
+    from mbsim.checking.check import check
+    from mbsim.choosing.compare import compare
+    from mbsim.choosing.sweet_spot import phase_diagram, sweet_spot
+    from mbsim.choosing.tuning import simulate
+    from mbsim.drifts.drift import Drift, drift
     from mbsim.errors import InvalidArgument
+    from mbsim.extra import hypothesis as strategies
     from mbsim.methods import SGD, Method, MicroBatchClipping
     from mbsim.problems import losses, noise
     from mbsim.problems.draggers import Draggers
     from mbsim.problems.problem import Problem
     from mbsim.simulation.run import Run, draw_updates
     from mbsim.study.bounds_hold import check_bound
-    from mbsim.study.compare import compare
     from mbsim.study.report import reproduce
-    from mbsim.study.sweet_spot import phase_diagram, sweet_spot
-    from mbsim.study.tuning import simulate
-    from mbsim.theory.drift import Drift, drift
     from mbsim.verdicts import Verdict
 
 # Where each public name lives.
 _HOMES = {
     "Draggers": "mbsim.problems.draggers",
-    "Drift": "mbsim.theory.drift",
+    "Drift": "mbsim.drifts.drift",
     "InvalidArgument": "mbsim.errors",
     "Method": "mbsim.methods",
     "MicroBatchClipping": "mbsim.methods",
@@ -41,22 +43,23 @@ _HOMES = {
     "Run": "mbsim.simulation.run",
     "SGD": "mbsim.methods",
     "Verdict": "mbsim.verdicts",
-    "__version__": "mbsim._version",
+    "__version__": "mbsim._shared.version",
+    "check": "mbsim.checking.check",
     "check_bound": "mbsim.study.bounds_hold",
-    "compare": "mbsim.study.compare",
+    "compare": "mbsim.choosing.compare",
     "draw_updates": "mbsim.simulation.run",
-    "drift": "mbsim.theory.drift",
-    "phase_diagram": "mbsim.study.sweet_spot",
+    "drift": "mbsim.drifts.drift",
+    "phase_diagram": "mbsim.choosing.sweet_spot",
     "reproduce": "mbsim.study.report",
-    "simulate": "mbsim.study.tuning",
-    "sweet_spot": "mbsim.study.sweet_spot",
+    "simulate": "mbsim.choosing.tuning",
+    "sweet_spot": "mbsim.choosing.sweet_spot",
 }
 _MODULES = {
     "clipping": "mbsim.clipping",
     "errors": "mbsim.errors",
     "losses": "mbsim.problems.losses",
     "noise": "mbsim.problems.noise",
-    "strategies": "mbsim.strategies",
+    "strategies": "mbsim.extra.hypothesis",
     "testing": "mbsim.testing",
     "theory": "mbsim.theory",
 }
@@ -72,6 +75,7 @@ __all__ = [
     "Run",
     "Verdict",
     "__version__",
+    "check",
     "check_bound",
     "clipping",
     "compare",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mbsim._version import __version__
+from mbsim._shared.version import __version__
 from mbsim.errors import InvalidArgument, check_integer
 
 if TYPE_CHECKING:
@@ -150,10 +150,10 @@ def sweet_spot(
     """The best micro-batch size for one half of |w|^2, by one criterion."""
     import numpy as np
 
+    from mbsim.choosing import sweet_spot as study
     from mbsim.problems.draggers import Draggers
     from mbsim.problems.losses import Quadratic
     from mbsim.problems.problem import Problem
-    from mbsim.study import sweet_spot as study
     from mbsim.study.report import to_json
 
     size = check_integer("dimension", dimension, minimum=1)

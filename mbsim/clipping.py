@@ -18,11 +18,12 @@ its step size is ours divided by m.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mbsim._shared.values import declared
 from mbsim.errors import (
     InvalidArgument,
     check_array,
@@ -53,11 +54,31 @@ class Rule(Protocol):
     ``factors`` must be a pure function, vectorised over leading axes, that looks at nothing but
     the norms of one step (the last axis), returns finite factors of at least 0 for finite norms
     (also for norms of 0), and keeps the floating type it is given.
+
+    A rule may say more of itself, which makes its drift exact (:func:`rank_of`,
+    :func:`looks_at_own_norm`): ``rank(m)``, if it clips to the norm of that rank among the m (0 is
+    the smallest), and ``own_norm = True``, if the factor of a micro-batch depends on its own norm
+    alone. A subclass must say it anew.
     """
 
     def factors(self, norms: Floats) -> Floats:
         """The factor of every micro-batch: ``[..., m]`` norms to ``[..., m]`` factors."""
         ...
+
+
+def rank_of(rule: Rule, micro_batches: int) -> int | None:
+    """The rank of the norm that is the rule's threshold (0 is the smallest), if it is one of them.
+
+    >>> rank_of(SmallestNorm(), 8), rank_of(QuantileNorm(0.5), 8), rank_of(FixedNorm(1.0), 8)
+    (0, 3, None)
+    """
+    rank = declared(rule, "rank")
+    return None if rank is None else int(rank(micro_batches))
+
+
+def looks_at_own_norm(rule: Rule) -> bool:
+    """Whether the factor of a micro-batch depends on its own norm alone."""
+    return bool(declared(rule, "own_norm", False))
 
 
 def _clip_to(target: Any, norms: Floats) -> Floats:
@@ -77,6 +98,10 @@ class NoClipping:
     def factors(self, norms: Floats) -> Floats:
         """s_j = 1."""
         return np.ones_like(norms)
+
+    def rank(self, micro_batches: int) -> int:
+        """The last: a threshold that is the largest norm clips nothing."""
+        return micro_batches - 1
 
 
 @dataclass(frozen=True)
@@ -100,6 +125,10 @@ class SmallestNorm:
             return smallest / norms
         return np.divide(smallest, norms, out=np.zeros_like(norms), where=norms > 0)
 
+    def rank(self, micro_batches: int) -> int:  # noqa: ARG002
+        """The first."""
+        return 0
+
 
 @dataclass(frozen=True)
 class FixedNorm:
@@ -110,6 +139,7 @@ class FixedNorm:
     """
 
     threshold: float
+    own_norm: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "threshold", check_number("threshold", self.threshold, above=0))
@@ -139,6 +169,10 @@ class QuantileNorm:
         threshold = np.quantile(norms, self.q, axis=-1, keepdims=True, method="lower")
         return _clip_to(threshold, norms)
 
+    def rank(self, micro_batches: int) -> int:
+        """That of the q-quantile."""
+        return int(np.quantile(np.arange(micro_batches), self.q, method="lower"))
+
 
 @dataclass(frozen=True)
 class UnitNorm:
@@ -152,6 +186,7 @@ class UnitNorm:
     """
 
     epsilon: float = 0.01
+    own_norm: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "epsilon", check_number("epsilon", self.epsilon, minimum=0))

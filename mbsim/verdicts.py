@@ -15,7 +15,7 @@ from typing import Any
 from mbsim.errors import InvalidArgument, shown
 from mbsim.statistics import Interval
 
-__all__ = ["Comparison", "Verdict"]
+__all__ = ["Comparison", "Refusal", "Verdict"]
 
 SUPPORTED, REFUTED, INCONCLUSIVE = "supported", "refuted", "inconclusive"
 NOT_APPLICABLE = "not applicable"
@@ -163,6 +163,37 @@ class Verdict:
         return "\n".join([head, *(f"  {c}" for c in self.comparisons)])
 
     __repr__ = __str__
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why there is no number: what is returned in its place. It is false in a condition.
+
+    Attributes:
+        reason: why, in words; `of`: what there is none of.
+
+    >>> refused = Refusal("the step size is too large", of="certificate")
+    >>> bool(refused), str(refused)
+    (False, 'no certificate: the step size is too large')
+    >>> refused.value
+    Traceback (most recent call last):
+        ...
+    AttributeError: no certificate: the step size is too large; so there is no 'value'
+    """
+
+    reason: str
+    of: str = "number"
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("reason", "of"):  # what copies and pickles ask for
+            raise AttributeError(name)
+        raise AttributeError(f"{self}; so there is no {name!r}")
+
+    def __str__(self) -> str:
+        return f"no {self.of}: {self.reason}"
 
 
 def _ratio(comparison: Comparison) -> float | None:

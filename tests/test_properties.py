@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 import mbsim
+from mbsim import theory
 from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, UnitNorm
-from mbsim.problems.noise import Gaussian, TwoPoint
-from mbsim.strategies import (
+from mbsim.drifts.drift import drift
+from mbsim.extra.hypothesis import (
     batch_sizes,
     bound_values,
     draggers,
@@ -29,14 +30,16 @@ from mbsim.strategies import (
     problems,
     rules,
 )
-from mbsim.theory import bounds, optimal_micro_batch_size
-from mbsim.theory.bounds import (
+from mbsim.problems.noise import Gaussian, TwoPoint
+from mbsim.theory import (
+    Formula,
     bias_bound,
     clean_sgd_bound,
     clipping_bound,
     clipping_concentrated_bound,
     clipping_concentrated_drift_bound,
     clipping_drift_bound,
+    optimal_micro_batch_size,
     second_moment_bound,
     sgd_bound,
     sgd_tuned_bound,
@@ -44,8 +47,6 @@ from mbsim.theory.bounds import (
     tuned_bound,
     tuned_step_size,
 )
-from mbsim.theory.drift import drift
-from mbsim.theory.formula import Formula
 
 # Two routes through some tens of roundings of 1e-16 each.
 ROUNDOFF = 1e-12
@@ -376,7 +377,7 @@ def check_theorem(problem, b, m, bound, values, *, slack=1e-3):
     # The cancellation of x f against r² rounds, at most, in the last digits of either.
     rounding = 1e-9 * (GRID**2 + y)
     assert (x * f + y >= GRID**2 - x * error - rounding).all()
-    found = one.certificate(step_size=values["step_size"], steps=values["steps"])
+    found = one.certify(step_size=values["step_size"], steps=values["steps"])
     assert found, found.reason
     # What a certificate may owe to its margins is 1e-3 of it.
     assert found.value <= bound.evaluate(**values) * (1 + slack)
@@ -453,7 +454,7 @@ def test_certificates_in_steps_and_gap(problem, split, gap, factor):
     one = drift(problem, clip(b), batch_size=b * m, draws=2**16)
 
     def value(gap, steps):
-        found = one.certificate(step_size=step_size, steps=steps, initial_gap=gap)
+        found = one.certify(step_size=step_size, steps=steps, initial_gap=gap)
         return found.value if found else None
 
     step_size = 0.05 / problem.smoothness
@@ -487,7 +488,7 @@ def test_certificates_in_other_units(problem, split, units):
     )
     step_size = 0.05 / problem.smoothness
     found = [
-        drift(made, clip(b), batch_size=b * m, draws=2**16).certificate(step_size=eta, steps=100)
+        drift(made, clip(b), batch_size=b * m, draws=2**16).certify(step_size=eta, steps=100)
         for made, eta in ((problem, step_size), (other, step_size / curvature))
     ]
     assert bool(found[0]) == bool(found[1])
@@ -618,8 +619,8 @@ SCALED = {
     **{name: (bound, 1) for name, (bound, _) in MONOTONE.items() if name.startswith("drift")},
     "any noise, tuned, sharper": (tuned_bound(clipping_bound("sharper")), 2),
     "second moment, averaging": (second_moment_bound(averaging=True), 2),
-    "norm ratio": (bounds.micro_batch_norm_ratio(), 0),
-    "spread": (bounds.norm_spread_bound(gaussian=True), 1),
+    "norm ratio": (theory.micro_batch_norm_ratio(), 0),
+    "spread": (theory.norm_spread_bound(gaussian=True), 1),
 }
 
 

@@ -28,8 +28,9 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
-from mbsim._progress import progress
-from mbsim._values import set_field, value
+from mbsim._shared.progress import progress
+from mbsim._shared.seeds import seed_sequence
+from mbsim._shared.values import set_field, value
 from mbsim.clipping import Rule, SmallestNorm, check_rule
 from mbsim.errors import (
     InvalidArgument,
@@ -41,7 +42,6 @@ from mbsim.errors import (
     shown,
 )
 from mbsim.methods import Method, MicroBatchClipping, check_method
-from mbsim.simulation.run import seed_sequence
 
 __all__ = [
     "CanaryGeometry",

@@ -6,13 +6,14 @@ A loss of your own is any object with the members of :class:`Loss`;
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mbsim._values import set_field, value
+from mbsim._shared.values import set_field, value
 from mbsim.errors import (
     InvalidArgument,
     check_array,
@@ -134,6 +135,11 @@ class LogCosh:
     def minimum(self) -> float:
         """0, at w = 0."""
         return 0.0
+
+    @property
+    def largest_grad_norm(self) -> float:
+        """√dim: no gradient is longer. A loss of your own may say such a limit, too."""
+        return math.sqrt(self.dim)
 
     def value(self, w: Array) -> Array:
         """Σ log cosh w_i, written so that it neither overflows nor loses its small values."""

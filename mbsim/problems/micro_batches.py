@@ -19,7 +19,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from mbsim._values import value
+from mbsim._shared.values import value
 from mbsim.problems.draggers import Draggers
 from mbsim.problems.noise import NoiseLaw
 from mbsim.problems.problem import Problem

@@ -14,17 +14,20 @@ page, section 2.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+from scipy import special
 
+from mbsim._shared.values import declared
 from mbsim.errors import InvalidArgument, check_number, shown
 from mbsim.problems.normals import standard_normals
 
-__all__ = ["Exponential", "Gaussian", "NoiseLaw", "StudentT", "TwoPoint", "VectorNoise"]
+__all__ = ["Exponential", "Facts", "Gaussian", "NoiseLaw", "StudentT", "TwoPoint", "VectorNoise"]
 
 Array = NDArray[np.float64]
 
@@ -85,6 +88,56 @@ def _isotropic(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a law knows of itself besides what it draws. The defaults say nothing, which is safe.
+
+    A law of your own may have a property ``facts``: bounds whose assumptions it states then apply,
+    and with `along` its drift is integrated where it would be sampled. A subclass must say it anew.
+
+    Attributes:
+        symmetric_across: noise across e is symmetric given the noise along e.
+        unimodal: noise along e is symmetric and unimodal given k and the rest (theory page, 6).
+        independent: noise along e is symmetric and independent of the rest given k.
+        gaussian: it is isotropic and Gaussian.
+        isotropic_share: the share of σ² that is isotropic, None if it is not known: along e there
+            is σ_e² = σ² (1 − share + share/n).
+        along: what is not isotropic is along e, and this is its law: ν ≥ 1 to the sum of ν such
+            parts, each of variance 1, as values and their probabilities if it is discrete, else as
+            its quantile function.
+
+    >>> TwoPoint(rare=0.5).facts.along(1)[0]
+    array([-1.,  1.])
+    """
+
+    symmetric_across: bool = False
+    unimodal: bool = False
+    independent: bool = False
+    gaussian: bool = False
+    isotropic_share: float | None = None
+    along: Callable[[int], tuple[Array, Array] | Callable[[Array], Array]] | None = None
+
+
+def facts_of(law: object) -> Facts:
+    """What a law's own class says of it.
+
+    >>> facts_of(TwoPoint(rare=0.5)).independent, facts_of(StudentT()).along
+    (True, None)
+    """
+    facts: Facts = declared(law, "facts", Facts())
+    return facts
+
+
+def likely_binomial(count: int, probability: float) -> tuple[NDArray[np.int64], Array]:
+    """The values of a binomial variable that are not negligible, and their probabilities."""
+    k = np.arange(count + 1)
+    ways = special.gammaln(count + 1) - special.gammaln(k + 1) - special.gammaln(count - k + 1)
+    logs = ways + special.xlogy(k, probability) + special.xlog1py(count - k, -probability)
+    weights = np.exp(logs)
+    kept = weights > 1e-11
+    return k[kept], weights[kept] / weights[kept].sum()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gaussian:
     """Isotropic Gaussian noise in the n dimensions of the benign frame: σ/√n in each.
 
@@ -104,6 +157,18 @@ class Gaussian:
     ) -> tuple[Array, Array]:
         """A Gaussian of variance σ²/(nν) in every coordinate."""
         return _isotropic(self.sigma, counts, benign_dim, rng)
+
+    @property
+    def facts(self) -> Facts:
+        """Everything that can be said."""
+        return Facts(
+            symmetric_across=True,
+            unimodal=True,
+            independent=True,
+            gaussian=True,
+            isotropic_share=1.0,
+            along=lambda count: (np.zeros(1), np.ones(1)),  # noqa: ARG005
+        )
 
 
 def _check_shared(law: TwoPoint | Exponential) -> None:
@@ -163,6 +228,21 @@ class TwoPoint:
         along = (hits - counts * self.rare) * (_inverse(counts) / spread)
         return _with_isotropic_share(self, along, counts, benign_dim, rng)
 
+    @property
+    def facts(self) -> Facts:
+        """A lattice along e; symmetric at π = ½ alone."""
+        return Facts(
+            symmetric_across=True,
+            independent=self.rare == 0.5,
+            isotropic_share=self.isotropic_share,
+            along=self._lattice,
+        )
+
+    def _lattice(self, count: int) -> tuple[Array, Array]:
+        hits, weights = likely_binomial(count, self.rare)
+        spread = math.sqrt(self.rare * (1 - self.rare))
+        return np.asarray(hits - count * self.rare, np.float64) / spread, weights
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exponential:
@@ -191,6 +271,15 @@ class Exponential:
         """A gamma variable of shape ν over ν, centred, and the isotropic share."""
         along = rng.standard_gamma(counts) * _inverse(counts) - (counts > 0)
         return _with_isotropic_share(self, along, counts, benign_dim, rng)
+
+    @property
+    def facts(self) -> Facts:
+        """A gamma variable along e."""
+        return Facts(
+            symmetric_across=True,
+            isotropic_share=self.isotropic_share,
+            along=lambda count: lambda share: special.gammaincinv(count, share) - count,
+        )
 
 
 def _sums_of_inverse_chi_squares(counts: NDArray[np.int64], df: float, rng: Generator) -> Array:
@@ -241,6 +330,11 @@ class StudentT:
         total = _sums_of_inverse_chi_squares(counts, self.df, rng) * (self.df - 2)
         deviation = self.sigma * np.sqrt(total / benign_dim) * _inverse(counts)
         return deviation * standard_normals(np.shape(counts), rng), deviation
+
+    @property
+    def facts(self) -> Facts:
+        """Symmetric and unimodal; a sum of inverse chi-squares has no quantile function."""
+        return Facts(symmetric_across=True, unimodal=True, isotropic_share=1.0)
 
 
 def check_noise_argument(noise: Any) -> NoiseLaw | VectorNoise:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mbsim._values import set_field, value
+from mbsim._shared.values import set_field, value
 from mbsim.errors import InvalidArgument, check_array, check_finite, check_integer, shown
 from mbsim.problems.draggers import Draggers, check_draggers_argument
 from mbsim.problems.losses import check_loss_argument
@@ -52,28 +53,21 @@ class Problem:
     (8, 3, 4.0)
     """
 
+    _: KW_ONLY
     loss: Any
     noise: Any
-    draggers: Draggers
+    draggers: Draggers = Draggers(probability=0, norm_ratio=0)
     benign_dim: int
     start: NDArray[np.float64]
 
-    def __init__(
-        self,
-        *,
-        loss: Any,
-        noise: Any,
-        benign_dim: Any,
-        start: Any,
-        draggers: Draggers | None = None,
-    ) -> None:
-        if draggers is None:
-            draggers = Draggers(probability=0, norm_ratio=0)
-        set_field(self, "loss", check_loss_argument(loss))
-        set_field(self, "noise", check_noise_argument(noise))
-        set_field(self, "draggers", check_draggers_argument(draggers))
-        set_field(self, "benign_dim", check_integer("benign_dim", benign_dim, minimum=1))
-        set_field(self, "start", self._checked_start(start))
+    def __post_init__(self) -> None:
+        check_loss_argument(self.loss)
+        check_noise_argument(self.noise)
+        if self.draggers is None:  # as the default
+            set_field(self, "draggers", type(self).draggers)
+        check_draggers_argument(self.draggers)
+        set_field(self, "benign_dim", check_integer("benign_dim", self.benign_dim, minimum=1))
+        set_field(self, "start", self._checked_start(self.start))
         self._check_dimensions()
 
     def _checked_start(self, start: Any) -> NDArray[np.float64]:

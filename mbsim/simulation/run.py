@@ -7,20 +7,23 @@ import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.random import SFC64, Generator, SeedSequence
+from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
-from mbsim import _records
-from mbsim._progress import Progress, progress
-from mbsim._values import value
+from mbsim import clipping
+from mbsim._shared import records
+from mbsim._shared.progress import Progress, progress
+from mbsim._shared.seeds import seed_sequence, stream
+from mbsim._shared.values import value
 from mbsim.clipping import Rule
 from mbsim.errors import InvalidArgument, check_array, check_integer, check_number, shown
-from mbsim.methods import Method, check_method
+from mbsim.methods import SGD, Method, MicroBatchClipping, check_method
+from mbsim.problems import draggers, losses, noise
 from mbsim.problems.problem import Problem
 from mbsim.simulation import exact_law, reference
 
@@ -31,6 +34,15 @@ __all__ = ["Run", "choose_engine", "draw_updates", "simulate"]
 
 Array = NDArray[np.float64]
 ENGINES = ("auto", "reference", "exact_law")
+records.register(
+    *(
+        getattr(room, name)
+        for room in (clipping, losses, noise)
+        for name in room.__all__
+        if is_dataclass(getattr(room, name))
+    ),
+    *(SGD, MicroBatchClipping, draggers.Draggers, Problem),
+)
 
 # A replicate has diverged when its gap to the minimum is this many times that of the start.
 _DIVERGED = 1e6
@@ -153,7 +165,7 @@ class Run:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the run to one ``.npz`` file, whole or not at all, without pickles."""
-        _records.save(self, Path(path))
+        records.save(self, Path(path))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Run:
@@ -162,7 +174,7 @@ class Run:
         Raises:
             InvalidArgument: if the file is not one.
         """
-        return cls(**_records.load(Path(path), cls))
+        return cls(**records.load(Path(path), cls))
 
     def _lines(self) -> list[tuple[str, str]]:
         mean, error = self.mean("mean_grad_norm_sq"), self.standard_error("mean_grad_norm_sq")
@@ -196,20 +208,6 @@ class Run:
 
 
 # ---------------------------------------------------------------------------- checks
-
-
-def seed_sequence(rng: Any) -> SeedSequence:
-    """The seed sequence that `rng` stands for; a Generator is advanced, the others are not."""
-    if isinstance(rng, SeedSequence):
-        return rng
-    if isinstance(rng, Generator):
-        return SeedSequence([int(word) for word in rng.integers(2**32, size=8)])
-    if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng >= 0:
-        return SeedSequence(int(rng))
-    raise InvalidArgument(
-        f"rng={shown(rng)} must be an integer of at least 0, a numpy SeedSequence or a numpy "
-        "Generator"
-    )
 
 
 def choose_engine(problem: Problem, engine: str = "auto") -> str:
@@ -251,12 +249,6 @@ def _build(
 ) -> _Engine:
     build = reference.Reference if engine == "reference" else exact_law.ExactLaw
     return build(problem, rule, batch, m, streams)
-
-
-def _stream(seed: SeedSequence, lane: int) -> Generator:
-    """The stream of one lane, keyed by seed and lane number alone."""
-    key = (*seed.spawn_key, lane)
-    return Generator(SFC64(SeedSequence(seed.entropy, spawn_key=key)))
 
 
 # ---------------------------------------------------------------------------- simulate
@@ -332,7 +324,7 @@ def simulate(
         seed=_seed_content(plan.seed),
         steps=plan.recorded,
         **vars(out),
-        provenance=_records.provenance(
+        provenance=records.provenance(
             problem=problem,
             method=method,
             batch_size=plan.batch_size,
@@ -418,7 +410,7 @@ class _Plan:
 
     def build(self, lanes: list[int]) -> _Engine:
         """The engine for some lanes, each with its own stream."""
-        streams = [_stream(self.seed, lane) for lane in lanes]
+        streams = [stream(self.seed, lane) for lane in lanes]
         return _build(
             self.engine, self.problem, self.rule, self.batch_size, self.micro_batches, streams
         )

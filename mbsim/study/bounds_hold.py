@@ -1,8 +1,8 @@
 r"""Do the bounds hold? Every bound, and a user's own, against simulation on a family of problems.
 
-The family (:mod:`mbsim.study.family`) is drawn from the seed alone. A bound is held against a
+The family (:mod:`mbsim.checking.family`) is drawn from the seed alone. A bound is held against a
 problem only where its assumptions are measured to hold; what it needs besides the settings of a run
-is measured and taken on the safe side (:mod:`mbsim.theory.checking`).
+is measured and taken on the safe side (:mod:`mbsim.checking.check`).
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import numpy as np
 from numpy.random import SeedSequence
 
 from mbsim import statistics
+from mbsim.checking.family import DIM, family
+from mbsim.choosing.tuning import simulate, step_size_for
 from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.methods import SGD, MicroBatchClipping
 from mbsim.problems.draggers import Draggers
 from mbsim.problems.losses import Quadratic
 from mbsim.problems.noise import Gaussian, NoiseLaw, TwoPoint
 from mbsim.problems.problem import Problem
+from mbsim.problems.setting import Setting
 from mbsim.simulation.run import Run, draw_updates
 from mbsim.statistics import Interval
-from mbsim.study.family import DIM, Case, family
-from mbsim.study.tuning import simulate, step_size_for
 from mbsim.verdicts import Comparison, Verdict
 
 __all__ = ["bounds_hold", "check_bound"]
@@ -156,10 +157,10 @@ def _slack(held: list[_Held]) -> dict[str, Any]:
     }
 
 
-def _held(case: Case, run: Run, number: int, wrong: str) -> Iterator[_Held]:
+def _held(case: Setting, run: Run, number: int, wrong: str) -> Iterator[_Held]:
     """Every bound held against one run; of a control, what it breaks."""
-    from mbsim.theory.bounds import sgd_bound
-    from mbsim.theory.checking import Examination
+    from mbsim.checking.check import Examination
+    from mbsim.theory import sgd_bound
 
     examination = Examination(run=run, rng=number)
     if wrong == "tilted draggers":
@@ -177,8 +178,8 @@ def _held(case: Case, run: Run, number: int, wrong: str) -> Iterator[_Held]:
         yield from _on_steps(case, examination, number)
 
 
-def _rate_bounds(case: Case) -> list[tuple[str, Any]]:
-    from mbsim.theory import bounds
+def _rate_bounds(case: Setting) -> list[tuple[str, Any]]:
+    from mbsim import theory as bounds
 
     if isinstance(case.method, SGD):
         makers: list[tuple[Any, dict[str, Any]]] = [
@@ -234,23 +235,22 @@ def _shifted(interval: Interval, factor: float, shift: float) -> Interval:
 
 
 def _certified(
-    case: Case, examination: Any, number: int, *, factor: float = 1.0
+    case: Setting, examination: Any, number: int, *, factor: float = 1.0
 ) -> Iterator[_Held]:
     """The certificate of the exact drift."""
-    from mbsim.theory.bounds import Bound
-    from mbsim.theory.drift import drift
+    from mbsim.drifts.drift import drift
 
     # Few draws: where A and M are sampled, a looser certificate, soon found.
     one = drift(case.problem, case.method, batch_size=case.batch_size, rng=number, draws=2**16)
     bound = one.certify(step_size=case.step_size, steps=case.steps)
     name = f"certificate, {'½L‖w‖²' if case.half_square else 'other losses'}"
-    if isinstance(bound, Bound):
+    if bound:
         yield _on_run(examination, bound, name, number, factor=factor)
     else:
         yield _Held(bound=name, problem=number, why_not=str(bound))
 
 
-def _on_steps(case: Case, examination: Any, number: int, wrong: str = "") -> Iterator[_Held]:
+def _on_steps(case: Setting, examination: Any, number: int, wrong: str = "") -> Iterator[_Held]:
     """The bounds on one step, against simulated updates at gradient norms that the run visits."""
     if case.method.micro_batches(case.batch_size) == 1 or examination.measured_false:
         return
@@ -263,7 +263,7 @@ def _on_steps(case: Case, examination: Any, number: int, wrong: str = "") -> Ite
 
 def _k_sum(examination: Any, number: int) -> _Held:
     """The estimate of λ taken for a lower bound on it, at a small gradient."""
-    from mbsim.theory.bounds import alignment_estimate
+    from mbsim.theory import alignment_estimate
 
     estimate, settings = alignment_estimate(), examination.settings
     right = float(estimate.evaluate(**{name: settings[name] for name in estimate.names}))
@@ -274,7 +274,7 @@ def _k_sum(examination: Any, number: int) -> _Held:
     return _Held(bound="k-sum for λ", problem=number, excess=_shifted(interval, -1.0, right))
 
 
-def _on_step(case: Case, examination: Any, r: float, number: int, wrong: str) -> Iterator[_Held]:
+def _on_step(case: Setting, examination: Any, r: float, number: int, wrong: str) -> Iterator[_Held]:
     found, sample = examination.sample.at(r), examination.sample
     values = examination.settings | {
         "grad_norm": r,
@@ -311,11 +311,16 @@ def _on_step(case: Case, examination: Any, r: float, number: int, wrong: str) ->
 
 
 def _step_bounds(wrong: str, *, coherent: bool) -> list[tuple[str, Any]]:
-    from mbsim.theory import bounds
+    from mbsim import theory as bounds
 
     drift_bound = bounds.clipping_drift_bound()
     if wrong:  # 5.1 without λ₀
-        return [(wrong, replace(drift_bound, expression=drift_bound.expression.subs(bounds.λ0, 1)))]
+        return [
+            (
+                wrong,
+                replace(drift_bound, expression=drift_bound.expression.subs(bounds.theorems.λ0, 1)),
+            )
+        ]
     found = [
         (drift_bound.name, drift_bound),
         (f"{drift_bound.name}, aligned", bounds.clipping_drift_bound("aligned")),
@@ -351,7 +356,8 @@ def check_bound(
             micro-batch size in it, SGD if not, unless told.
         largest_step: a formula for the largest step size that your bound allows, such as
             ``"1/(2*L)"``; problems with a larger one are left out.
-        problems: how many of the family (:func:`mbsim.study.family.family`), 128 replicates each.
+        problems: how many of the family (:func:`mbsim.checking.family.family`), with 128
+            replicates each.
         rng: the seed, an integer.
 
     Returns:
@@ -365,7 +371,7 @@ def check_bound(
     >>> check_bound("Delta/(eta*T) + eta*L*sigma**2/(2*B)", problems=4).status  # knows no draggers
     'refuted'
     """
-    from mbsim.theory.formula import formula_bound
+    from mbsim.theory import formula_bound
 
     if not isinstance(kind, str) or kind not in _KINDS:
         raise InvalidArgument(f"kind={shown(kind)} must be one of {', '.join(_KINDS)}")
@@ -400,8 +406,7 @@ def check_bound(
 def _step_at_most(formula: str) -> Any:
     import sympy
 
-    from mbsim.theory.bounds import Condition
-    from mbsim.theory.formula import QUANTITIES, parse_formula
+    from mbsim.theory import QUANTITIES, Condition, parse_formula
 
     step_size = QUANTITIES["step_size"].symbol
     return Condition(
@@ -409,7 +414,7 @@ def _step_at_most(formula: str) -> Any:
     )
 
 
-def _tuned(case: Case) -> Case:
+def _tuned(case: Setting) -> Setting:
     step_size = step_size_for(
         case.problem,
         case.method,
@@ -421,7 +426,7 @@ def _tuned(case: Case) -> Case:
 
 
 def _of_user(bound: Any, run: Run, number: int) -> _Held:
-    from mbsim.theory.checking import Examination
+    from mbsim.checking.check import Examination
 
     try:
         return _on_run(Examination(run=run, rng=number), bound, bound.name, number)
@@ -429,7 +434,7 @@ def _of_user(bound: Any, run: Run, number: int) -> _Held:
         return _Held(bound=bound.name, problem=number, why_not=str(reason))
 
 
-def _row(case: Case, held: _Held) -> dict[str, Any]:
+def _row(case: Setting, held: _Held) -> dict[str, Any]:
     """One problem as plain data."""
     problem = case.problem
     return {
@@ -452,7 +457,7 @@ def _row(case: Case, held: _Held) -> dict[str, Any]:
 # ---------------------------------------------------------------------------- the runs
 
 
-def _where_it_shows(wrong: str) -> Case | None:
+def _where_it_shows(wrong: str) -> Setting | None:
     """A case in which a wrong bound on a step is broken: the family's seldom are extreme enough."""
     settings: dict[str, tuple[NoiseLaw, float, float, int]] = {
         "5.1 without λ₀": (Gaussian(sigma=1.0), 0.2, 20.0, 8),
@@ -468,13 +473,13 @@ def _where_it_shows(wrong: str) -> Case | None:
         start=np.full(DIM, 1 / math.sqrt(DIM)),
         draggers=Draggers(probability=p, norm_ratio=c),
     )
-    return Case(
+    return Setting(
         problem=problem, method=MicroBatchClipping(b), batch_size=64, step_size=0.05, steps=200
     )
 
 
 @functools.lru_cache(maxsize=4)  # a control reads the runs of the claim
-def _runs(count: int, replicates: int, rng: int, wrong: str) -> tuple[tuple[Case, Run], ...]:
+def _runs(count: int, replicates: int, rng: int, wrong: str) -> tuple[tuple[Setting, Run], ...]:
     """The cases with their runs: of the family, or the one that a control is about."""
     special = _where_it_shows(wrong)
     tilted = wrong == "tilted draggers"
@@ -485,7 +490,7 @@ def _runs(count: int, replicates: int, rng: int, wrong: str) -> tuple[tuple[Case
     return tuple((case, _run(case, i, rng, replicates)) for i, case in enumerate(cases))
 
 
-def _run(case: Case, number: int, rng: int, replicates: int, *, second: bool = False) -> Run:
+def _run(case: Setting, number: int, rng: int, replicates: int, *, second: bool = False) -> Run:
     """A case simulated; a second time from a stream of its own."""
     return simulate(
         case.problem,

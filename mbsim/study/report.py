@@ -14,9 +14,9 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from mbsim._files import replacing
-from mbsim._progress import progress
-from mbsim._version import __version__
+from mbsim._shared.files import replacing
+from mbsim._shared.progress import progress
+from mbsim._shared.version import __version__
 from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.study import bounds_hold, claims, sweet_spot_claims
 from mbsim.verdicts import Verdict
@@ -157,7 +157,7 @@ def reproduce(
     Raises:
         InvalidArgument: if `out` cannot be a directory or `rng` is not an integer of at least 0.
     """
-    from mbsim.study import plots
+    from mbsim.study import figures
 
     check_integer("rng", rng, minimum=0)
     folder = _checked_folder(out)
@@ -185,7 +185,7 @@ def reproduce(
             rng=rng,
             made_with={},
         )
-        plots.draw_report(report.to_dict(), folder)
+        figures.draw_report(report.to_dict(), folder)
     seconds["all"] = round(time.perf_counter() - started, 2)
     report.made_with.update(_versions(), seconds=seconds)
     with replacing(folder / "report.json") as file:

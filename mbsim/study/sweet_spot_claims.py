@@ -17,6 +17,8 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
 from mbsim import statistics
+from mbsim.checking.family import DIM, log_uniform
+from mbsim.choosing.sweet_spot import sweet_spot
 from mbsim.errors import InvalidArgument, check_integer, divisors, shown
 from mbsim.methods import MicroBatchClipping
 from mbsim.problems.draggers import Draggers
@@ -24,8 +26,6 @@ from mbsim.problems.losses import Quadratic
 from mbsim.problems.noise import Exponential, Gaussian, TwoPoint
 from mbsim.problems.problem import Problem
 from mbsim.simulation.run import simulate
-from mbsim.study.family import DIM, log_uniform
-from mbsim.study.sweet_spot import sweet_spot
 from mbsim.verdicts import Comparison, Verdict
 
 __all__ = ["interior_bias", "sweet_spot_predicted"]

@@ -1,71 +1,62 @@
-"""The theory as code: bounds, drifts, certificates. Names are imported when they are first used."""
+"""The theory as formulas: quantities, bounds, theorems, Table 1, formulas of a user's own."""
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from mbsim.theory.assumptions import measure_assumptions
-    from mbsim.theory.bounds import (
-        Bound,
-        bias_bound,
-        clean_sgd_bound,
-        clipping_bound,
-        clipping_concentrated_bound,
-        clipping_drift_bound,
-        crossover,
-        optimal_micro_batch_size,
-        second_moment_bound,
-        sgd_bound,
-        sgd_tuned_bound,
-        symmetric_bound,
-        table1,
-        tuned_bound,
-        tuned_step_size,
-    )
-    from mbsim.theory.drift import Drift, drifts
-    from mbsim.theory.formula import formula_bound, parse_formula
-    from mbsim.theory.step_sample import step_sample
+from mbsim.theory.bound import (
+    Bound,
+    Condition,
+    Subject,
+    formula_bound,
+    tuned_bound,
+    tuned_step_size,
+)
+from mbsim.theory.formula import Formula
+from mbsim.theory.parser import parse_formula
+from mbsim.theory.quantities import ABBREVIATIONS, QUANTITIES, symbols
+from mbsim.theory.table import Crossover, Table, crossover, table1
+from mbsim.theory.theorems import (
+    alignment_estimate,
+    bias_bound,
+    clean_sgd_bound,
+    clipping_bound,
+    clipping_concentrated_bound,
+    clipping_concentrated_drift_bound,
+    clipping_drift_bound,
+    micro_batch_norm_ratio,
+    norm_spread_bound,
+    optimal_micro_batch_size,
+    second_moment_bound,
+    sgd_bound,
+    sgd_tuned_bound,
+    symmetric_bound,
+)
 
 __all__ = [
+    "ABBREVIATIONS",
+    "QUANTITIES",
     "Bound",
-    "Drift",
+    "Condition",
+    "Crossover",
+    "Formula",
+    "Subject",
+    "Table",
+    "alignment_estimate",
     "bias_bound",
     "clean_sgd_bound",
     "clipping_bound",
     "clipping_concentrated_bound",
+    "clipping_concentrated_drift_bound",
     "clipping_drift_bound",
     "crossover",
-    "drifts",
     "formula_bound",
-    "measure_assumptions",
+    "micro_batch_norm_ratio",
+    "norm_spread_bound",
     "optimal_micro_batch_size",
     "parse_formula",
     "second_moment_bound",
     "sgd_bound",
     "sgd_tuned_bound",
-    "step_sample",
+    "symbols",
     "symmetric_bound",
     "table1",
     "tuned_bound",
     "tuned_step_size",
 ]
-
-# Where names live that are not in bounds.
-_HOMES = {
-    "Drift": "drift",
-    "drifts": "drift",
-    "formula_bound": "formula",
-    "measure_assumptions": "assumptions",
-    "parse_formula": "formula",
-    "step_sample": "step_sample",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'mbsim.theory' has no attribute {name!r}")
-    found = getattr(import_module(f"mbsim.theory.{_HOMES.get(name, 'bounds')}"), name)
-    globals()[name] = found
-    return found

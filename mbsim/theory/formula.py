@@ -1,42 +1,17 @@
-r"""Formulas: the theory page's notation, the numbers of a formula, and formulas from users.
+r"""Formulas: an expression with a name and a source, that can be printed and evaluated.
 
-A formula is a SymPy expression in the symbols of :data:`QUANTITIES` and in abbreviations of them,
-:data:`ABBREVIATIONS`. Its LaTeX and its numbers both come from that one expression. The numbers are
+A formula is a SymPy expression in the symbols of :data:`~mbsim.theory.quantities.QUANTITIES` and in
+abbreviations of them. Its LaTeX and its numbers both come from that one expression. The numbers are
 computed by walking the expression (:func:`numbers_of`), not by generated code, so that powers such
 as :math:`q^b` and :math:`1 - q^b` keep their digits where the textbook form loses them.
-
-What a user may enter (:func:`parse_formula`), as a letter of the paper or under its code name:
-
-=====================  ==========  =======================================================
-code name              letter      meaning
-=====================  ==========  =======================================================
-``initial_gap``        ``Delta``   Δ, the loss at the start minus its lower bound
-``smoothness``         ``L``       Lipschitz constant of the gradient
-``step_size``          ``eta``     η
-``steps``              ``T``       number of steps
-``batch_size``         ``B``       examples in a mini-batch
-``micro_batch_size``   ``b``       examples in a micro-batch
-``micro_batches``      ``m``       micro-batches in a mini-batch, B/b
-``probability``        ``p``       probability that an example is a dragger
-(no code name)         ``q``       1 − p
-``norm_ratio``         ``c``       ‖dragger gradient‖ / root-mean-square benign gradient norm
-``coherence``          ``gamma``   γ, mean cosine between two draggers of one step
-``sigma``              ``sigma``   σ, with σ² the variance of one example's noise
-``benign_dim``         ``n``       dimension of the benign frame
-=====================  ==========  =======================================================
 """
 
 from __future__ import annotations
 
-import ast
-import numbers
-import re
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from functools import cache, reduce
-from typing import TYPE_CHECKING, Any
+from functools import reduce
+from typing import Any
 
 import numpy as np
 import sympy
@@ -44,224 +19,21 @@ from numpy.typing import ArrayLike, NDArray
 from sympy.printing.pretty.pretty_symbology import pretty_symbol
 from sympy.printing.str import StrPrinter
 
-from mbsim.errors import (
-    InvalidArgument,
-    check_array,
-    check_divides,
-    check_finite,
-    check_number,
-    shown,
+from mbsim.errors import InvalidArgument, shown
+from mbsim.theory.quantities import (
+    ABBREVIATIONS,
+    checked_values,
+    definitions_in,
+    quantities_in,
+    symbols,
 )
 
-if TYPE_CHECKING:
-    from mbsim.theory.bounds import Bound
-
-__all__ = ["ABBREVIATIONS", "QUANTITIES", "Formula", "Quantity", "formula_bound", "parse_formula"]
+__all__ = ["Formula"]
 
 Floats = NDArray[np.float64]
 
 
-# ------------------------------------------------------------------------------------ notation
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantity:
-    """A quantity with a name in code, a symbol, and the range of values that make sense for it.
-
-    `whole` asks for whole numbers; the other rules are those of the range.
-    """
-
-    name: str
-    symbol: sympy.Symbol
-    meaning: str
-    whole: bool = False
-    above: float | None = None
-    minimum: float | None = None
-    below: float | None = None
-    maximum: float | None = None
-
-    def checked(self, value: ArrayLike) -> Floats:
-        """`value` as a finite float64 array within the range; the first that is not is named."""
-        limits = {k: getattr(self, k) for k in ("above", "minimum", "below", "maximum")}
-        if isinstance(value, numbers.Real):
-            array = np.asarray(check_number(self.name, value, **limits))
-        else:
-            array = check_array(self.name, value)
-            if array.ndim:
-                check_finite(self.name, array)
-            # The two ends stand for all: a range has no holes.
-            for end in (array.min(), array.max()):
-                check_number(self.name, end.item(), **limits)
-        if self.whole and (broken := array[array != np.floor(array)]).size:
-            raise InvalidArgument(f"{self.name}={shown(broken.flat[0])} must be a whole number")
-        return array
-
-
-def _symbol(name: str) -> sympy.Symbol:
-    # Positive, although some may be 0 in numbers: the algebra may then take roots freely, and
-    # every formula is continuous where a quantity reaches 0.
-    return sympy.Symbol(name, positive=True)
-
-
-def _quantity(name: str, symbol: str, meaning: str, **rules: Any) -> Quantity:
-    return Quantity(name=name, symbol=_symbol(symbol), meaning=meaning, **rules)
-
-
-_COUNT: dict[str, Any] = {"minimum": 1, "whole": True}
-_SHARE: dict[str, Any] = {"minimum": 0, "maximum": 1}
-_POSITIVE_SHARE: dict[str, Any] = {"above": 0, "maximum": 1}
-
-# What a user's formula may contain: sections 1 and 2 of the theory page.
-_SETTINGS = (
-    _quantity("initial_gap", "Delta", "the loss at the start minus its lower bound", minimum=0),
-    _quantity("smoothness", "L", "Lipschitz constant of the gradient", above=0),
-    _quantity("step_size", "eta", "the step size", above=0),
-    _quantity("steps", "T", "number of steps (a curve may be drawn through fractions)", minimum=1),
-    _quantity("batch_size", "B", "examples in a mini-batch", **_COUNT),
-    _quantity("micro_batch_size", "b", "examples in a micro-batch", **_COUNT),
-    _quantity("probability", "p", "probability of a dragger", minimum=0, below=1),
-    _quantity("norm_ratio", "c", "dragger norm over root-mean-square benign norm", minimum=0),
-    _quantity("coherence", "gamma", "mean cosine between two draggers of one step", **_SHARE),
-    _quantity("sigma", "sigma", "square root of one benign example's variance E‖ξ‖²", minimum=0),
-    _quantity("benign_dim", "n", "dimension of the benign frame", **_COUNT),
-)
-
-# What the theorems need besides: properties of a run or of its drift.
-_MEASURED = (
-    _quantity("grad_norm", "r", "norm of the true gradient", above=0),
-    _quantity("dragger_count", "k", "draggers in one micro-batch", minimum=0, whole=True),
-    _quantity(
-        "sigma_along",
-        "sigma_e",
-        "standard deviation of one example's noise along the gradient (isotropic noise: σ/√n)",
-        minimum=0,
-    ),
-    _quantity(
-        "capped_threshold",
-        "v",
-        "E min(τ, 3r/4), where τ is the smallest norm among the other micro-batches",
-        minimum=0,
-    ),
-    _quantity(
-        "aligned_share", "a", "E[cos φ 1{x ≥ 3r/4}], x the norm of one micro-batch", **_SHARE
-    ),
-    _quantity(
-        "mean_weight",
-        "omegabar",
-        "at most (1/T) Σ E ω_t, the average along the run of ω = E min(τ, 3r/4)/r",
-        above=0,
-        maximum=0.75,
-    ),
-    _quantity(
-        "alignment", "lambda", "at most E[cos φ_j min_i a_i] at every r visited", **_POSITIVE_SHARE
-    ),
-    _quantity("mean_cosine", "lambdabar", "at least E cos φ_j at every r visited", **_SHARE),
-    _quantity(
-        "norm_spread",
-        "varsigmabar",
-        "at least the standard deviation of a micro-batch's benign norm, whatever k and r",
-        minimum=0,
-    ),
-    _quantity(
-        "shortest_benign_share",
-        "q_star",
-        "at most E[1 − k/b] of the shortest micro-batch at every r visited",
-        **_POSITIVE_SHARE,
-    ),
-    _quantity("progress_rate", "Lambda", "at most A(r)/r at every r visited", **_POSITIVE_SHARE),
-)
-
-#: Every quantity that a formula may contain, by its name in code, in the order they are listed.
-QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in _SETTINGS + _MEASURED}
-
-
-def _abbreviations() -> dict[sympy.Symbol, sympy.Expr]:
-    names = ("batch_size", "micro_batch_size", "probability", "norm_ratio", "coherence", "sigma")
-    batch, size, p, c, gamma, sigma = (QUANTITIES[name].symbol for name in names)
-    mean_cosine, norm_spread = (QUANTITIES[x].symbol for x in ("mean_cosine", "norm_spread"))
-    q, m, s, chi, psi = map(_symbol, ("q", "m", "s", "chi", "psi"))
-    clean, none_clean, half_clean = map(_symbol, ("lambda_0", "Omega", "Omega_1"))
-    k = sympy.Symbol("k", integer=True, nonnegative=True)
-    weight = sympy.binomial(size, k) * p**k * q ** (size - k)
-    return {
-        q: 1 - p,
-        m: batch / size,
-        s: sigma / sympy.sqrt(size),
-        _symbol("stilde"): sigma * sympy.sqrt(sympy.Sum(weight / (size - k), (k, 0, size - 1))),
-        chi: p / batch + gamma * p**2 * (1 - 1 / batch),
-        psi: p / size + gamma * p**2 * (1 - 1 / size),
-        _symbol("K_g"): q**2 + p * q / batch + chi * c**2,
-        _symbol("K_sigma"): q / batch + chi * c**2,
-        clean: q**size,
-        none_clean: (1 - clean) ** (m - 1),
-        _symbol("N_1"): 1 + psi * c**2,
-        _symbol("N_0"): s**2 + psi * c**2 * sigma**2,
-        _symbol("M_1"): 1 + none_clean * psi * c**2,
-        _symbol("M_0"): s**2 + none_clean * psi * c**2 * sigma**2,
-        half_clean: (1 - clean / 2) ** (m - 1),
-        _symbol("P_1"): 2 + half_clean * psi * c**2,
-        _symbol("P_0"): 2 * s**2 + none_clean * psi * c**2 * (sigma**2 + 32 * s**2),
-        _symbol("f"): mean_cosine * norm_spread * (m - 1) / sympy.sqrt(m),
-    }
-
-
-#: The abbreviations of the theory page (sections 1, 2, 4 and 5), each in terms of quantities and
-#: of abbreviations before it.
-ABBREVIATIONS: dict[sympy.Symbol, sympy.Expr] = _abbreviations()
-
-
-def symbols(*names: str) -> tuple[sympy.Symbol, ...]:
-    """The symbols of quantities, by their code names, and of abbreviations, by their letters.
-
-    >>> symbols("norm_ratio", "q")
-    (c, q)
-    """
-    known = {symbol.name: symbol for symbol in ABBREVIATIONS}
-    known |= {name: quantity.symbol for name, quantity in QUANTITIES.items()}
-    return tuple(known[name] for name in names)
-
-
-# ------------------------------------------------------------------------------------- numbers
-
-
-@cache
-def quantities_in(expressions: Collection[sympy.Basic]) -> tuple[Quantity, ...]:
-    """The quantities that expressions are made of once abbreviations are unfolded."""
-    meanings = definitions_in(expressions)
-    everything = (*expressions, *meanings.values())
-    found = set().union(*(each.free_symbols for each in everything)) - set(meanings)
-    if strangers := found - {quantity.symbol for quantity in QUANTITIES.values()}:
-        listed = ", ".join(sorted(map(str, strangers)))
-        raise InvalidArgument(
-            f"expression has symbols that stand for no quantity: {listed}; "
-            "use those of mbsim.theory.formula.QUANTITIES"
-        )
-    return tuple(quantity for quantity in QUANTITIES.values() if quantity.symbol in found)
-
-
-def definitions_in(expressions: Collection[sympy.Basic]) -> dict[sympy.Symbol, sympy.Expr]:
-    """The abbreviations that expressions use, directly or through each other, simple ones first."""
-    found: dict[sympy.Symbol, sympy.Expr] = {}
-    used = set().union(*(each.free_symbols for each in expressions))
-    for symbol in reversed(ABBREVIATIONS):
-        if symbol in used:
-            found[symbol] = ABBREVIATIONS[symbol]
-            used |= ABBREVIATIONS[symbol].free_symbols
-    return dict(reversed(found.items()))
-
-
-def specialised(expression: sympy.Expr, values: Mapping[sympy.Symbol, int]) -> sympy.Expr:
-    """`expression` with symbols replaced by numbers; abbreviations that change are unfolded."""
-    meanings = {
-        symbol: specialised(meaning, values)
-        for symbol, meaning in definitions_in([expression]).items()
-        if symbol in expression.free_symbols
-    }
-    changed = {symbol: new for symbol, new in meanings.items() if new != ABBREVIATIONS[symbol]}
-    return expression.xreplace(changed).subs(values)
-
-
-class _Extreme(sympy.Function):  # type: ignore[misc]
+class Extreme(sympy.Function):  # type: ignore[misc]
     """The smallest or largest argument; SymPy's own compare theirs, which can take forever."""
 
     word = ""
@@ -274,11 +46,11 @@ class _Extreme(sympy.Function):  # type: ignore[misc]
         return f"{self.word}({', '.join(map(printer.doprint, self.args))})"
 
 
-class _Min(_Extreme):
+class Min(Extreme):
     word = "min"
 
 
-class _Max(_Extreme):
+class Max(Extreme):
     word = "max"
 
 
@@ -318,9 +90,9 @@ class _Numbers:
                 return np.exp(self.value(node.args[0]))
             case sympy.log():
                 return self.log(node.args[0])
-            case _Min():
+            case Min():
                 return reduce(np.minimum, map(self.value, node.args))
-            case _Max():
+            case Max():
                 return reduce(np.maximum, map(self.value, node.args))
             case sympy.Sum():
                 return self._binomial_mean(node)
@@ -400,37 +172,6 @@ def numbers_of(expression: sympy.Expr, known: Mapping[sympy.Symbol, Floats]) -> 
     """The numbers of an expression; what is not finite is the caller's to judge."""
     with np.errstate(all="ignore"):
         return np.asarray(_Numbers(known).value(expression), np.float64)
-
-
-def checked_values(
-    owner: str, names: tuple[str, ...], values: Mapping[str, ArrayLike], *, partly: bool = False
-) -> dict[sympy.Symbol, Floats]:
-    """Values by symbol, broadcast together.
-
-    Names other than `names` are refused, and so are missing ones, unless `partly`.
-    """
-    missing = [] if partly else [name for name in names if name not in values]
-    unknown = [name for name in values if name not in names]
-    if missing or unknown:
-        wanted = f"{owner} takes {', '.join(names) or 'no values'}"
-        faults = [
-            f"{what} {', '.join(which)}"
-            for what, which in (("missing:", missing), ("unknown:", unknown))
-            if which
-        ]
-        raise InvalidArgument("; ".join([wanted, *faults]))
-    arrays = {name: QUANTITIES[name].checked(values[name]) for name in names if name in values}
-    try:
-        together = np.broadcast_arrays(*arrays.values())
-    except ValueError:
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items() if array.ndim)
-        raise InvalidArgument(f"the shapes of {shapes} do not broadcast together") from None
-    checked = dict(zip(arrays, together, strict=True))
-    if "batch_size" in checked and "micro_batch_size" in checked:
-        sizes, totals = checked["micro_batch_size"], checked["batch_size"]
-        for at in map(tuple, np.argwhere(totals % sizes != 0)[:1]):
-            check_divides(int(sizes[at]), int(totals[at]))
-    return {QUANTITIES[name].symbol: array for name, array in checked.items()}
 
 
 # ------------------------------------------------------------------------------------- formulas
@@ -577,210 +318,3 @@ class Formula:
 
     def __str__(self) -> str:
         return as_text(self.expression)
-
-
-# -------------------------------------------------------------------------- formulas from users
-
-#: What a user's formula may call a symbol: letters of the paper, and code names.
-USER_SYMBOLS: dict[str, sympy.Symbol] = {
-    **{quantity.symbol.name: quantity.symbol for quantity in _SETTINGS},
-    **{quantity.name: quantity.symbol for quantity in _SETTINGS},
-    "q": _symbol("q"),
-    "m": _symbol("m"),
-    "micro_batches": _symbol("m"),
-}
-
-_FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
-    "sqrt": sympy.sqrt,
-    "log": sympy.log,
-    "exp": sympy.exp,
-    "min": _Min,
-    "max": _Max,
-}
-_OPERATORS: dict[type[ast.operator], Callable[..., sympy.Expr]] = {
-    ast.Add: lambda x, y: x + y,
-    ast.Sub: lambda x, y: x - y,
-    ast.Mult: lambda x, y: x * y,
-    ast.Div: lambda x, y: x / y,
-    ast.Pow: lambda x, y: x**y,
-}
-
-# No formula of the field comes near these.
-MAX_LENGTH = 500
-MAX_NODES = 200
-MAX_DEPTH = 40
-MAX_EXPONENT = 64
-MAX_ARGUMENTS = 8
-LITERALS = (1e-30, 1e30)
-_LONG_NUMBER = r"[\d._]{41}|\d[eE][+-]?\d{3}"
-
-
-def parse_formula(text: str, names: Mapping[str, sympy.Symbol] = USER_SYMBOLS) -> sympy.Expr:
-    """A formula typed in by a user, as a SymPy expression; nothing in it is ever executed.
-
-    Python's own parser builds the syntax tree; of that, only numbers, the symbols in `names`,
-    ``+ - * / **``, unary minus and plus, parentheses and the functions ``sqrt``, ``log``, ``exp``,
-    ``min`` and ``max`` are taken. Length, number of parts, depth, literals and exponents are
-    limited, and every constant in it must be a finite real number.
-
-    Args:
-        text: the formula, such as ``"2*Delta/(eta*T) + eta*L*sigma**2/B"``.
-        names: what a name stands for; the table at the head of this module unless told.
-
-    Returns:
-        The expression; decimal numbers are exact in it (``0.1`` is 1/10).
-
-    Raises:
-        InvalidArgument: for everything else, in one line that says what is not taken.
-
-    >>> parse_formula("sqrt(2*Delta*L/T)/(1 - probability)")
-    sqrt(((2*Delta)*L)/T)/(1 - p)
-    >>> parse_formula("__import__('os').system('true')")
-    Traceback (most recent call last):
-        ...
-    mbsim.errors.InvalidArgument: formula="__import__('os').system('true')" has the character "'"; \
-it may have letters, digits, _ . , + - * / ( ) and blanks
-    """
-    try:
-        # Left as typed: simplifying a hostile formula can take SymPy forever.
-        with sympy.evaluate(False):
-            return _built(_syntax_tree(text), names)
-    except _Refused as refused:
-        raise InvalidArgument(f"formula={shown(text)} {refused}") from None
-
-
-def formula_bound(
-    text: str,
-    *,
-    kind: str = "upper bound",
-    name: str | None = None,
-    assumptions: tuple[str, ...] = (),
-    source: str = "entered by the user",
-) -> Bound:
-    """A user's formula for the average of E‖∇L(w_t)‖² over the steps, as a Bound.
-
-    Args:
-        text: as for :func:`parse_formula`.
-        kind: what it claims to be: "upper bound", "lower bound", "limit" or "estimate".
-        name: what tables and messages call it; the text itself unless told.
-        assumptions: what it assumes, a sentence each.
-        source: where it is from.
-
-    >>> clean = formula_bound("2*sqrt(2*Delta*L*sigma**2/(B*T))")
-    >>> setting = dict(initial_gap=1, smoothness=1, sigma=1, batch_size=2)
-    >>> clean.evaluate(**setting, steps=[100, 400]).round(9)
-    array([0.2, 0.1])
-    """
-    from mbsim.theory.bounds import Bound  # which builds on this module
-
-    return Bound(
-        name=text if name is None else name,
-        expression=parse_formula(text),
-        kind=kind,
-        assumptions=assumptions,
-        source=source,
-    )
-
-
-class _Refused(Exception):
-    """Why a formula is not taken; completes the sentence "formula=... "."""
-
-
-def _syntax_tree(text: str) -> ast.expr:
-    """The syntax tree of a text that is short, plain and shallow enough to be looked at."""
-    if not isinstance(text, str) or not text.strip():
-        raise _Refused("must be a text such as '2*Delta/(eta*T)'")
-    if len(text) > MAX_LENGTH:
-        raise _Refused(f"has {len(text)} characters; it may have {MAX_LENGTH}")
-    if stray := re.search(r"[^A-Za-z0-9_.,+\-*/() ]", text):
-        hint = "; powers are written **" if stray[0] == "^" else ""
-        raise _Refused(
-            f"has the character {shown(stray[0])}; it may have letters, digits, "
-            f"_ . , + - * / ( ) and blanks{hint}"
-        )
-    if re.search(_LONG_NUMBER, text):
-        raise _Refused("has a number of more than 40 digits, or an exponent of more than two")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Python only warns of "2if"
-            tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError, Warning):
-        raise _Refused("is not a formula: look for a missing operator or parenthesis") from None
-    if (nodes := sum(isinstance(node, ast.expr) for node in ast.walk(tree))) > MAX_NODES:
-        raise _Refused(f"has {nodes} parts; it may have {MAX_NODES}")
-    return tree
-
-
-def _built(node: ast.expr, names: Mapping[str, sympy.Symbol], depth: int = 1) -> sympy.Expr:
-    """The expression of a syntax tree, from the leaves up, every constant in it checked."""
-    if depth > MAX_DEPTH:
-        raise _Refused(f"is nested more than {MAX_DEPTH} deep")
-    match node:
-        case ast.Constant(value=value):
-            return _literal(value)
-        case ast.Name(id=name):
-            if name not in names:
-                raise _Refused(f"has the unknown name {shown(name)}; known are {', '.join(names)}")
-            return names[name]
-        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
-            part = _built(operand, names, depth + 1)
-            return -part if isinstance(sign, ast.USub) else part
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            parts = [_built(side, names, depth + 1) for side in (left, right)]
-            _check_operands(op, *parts)
-            return _checked(_OPERATORS[type(op)](*parts))
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
-            few, many = (2, MAX_ARGUMENTS) if name in ("min", "max") else (1, 1)
-            if not few <= len(args) <= many:
-                wanted = f"{few} to {many} arguments" if few < many else "one argument"
-                raise _Refused(f"has {name} of {len(args)} arguments; it takes {wanted}")
-            return _checked(_FUNCTIONS[name](*(_built(arg, names, depth + 1) for arg in args)))
-    raise _Refused(
-        f"has {shown(ast.unparse(node))}; it may have numbers, names, + - * / ** "
-        f"and {', '.join(_FUNCTIONS)}"
-    )
-
-
-def _literal(value: object) -> sympy.Expr:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _Refused(f"has {shown(value)}, which is not a real number")
-    smallest, largest = LITERALS
-    if value != 0 and not smallest <= value <= largest:
-        raise _Refused(f"has the number {shown(value)}; it may be 0 or {smallest:g} to {largest:g}")
-    exact = Fraction(repr(value))
-    return sympy.Rational(exact.numerator, exact.denominator)
-
-
-def _check_operands(op: ast.operator, left: sympy.Expr, right: sympy.Expr) -> None:
-    """Refuse a division by 0, and powers that no formula has."""
-    if isinstance(op, ast.Div) and _constant(right) == 0:
-        raise _Refused("divides by 0")
-    if isinstance(op, ast.Pow):
-        times = 1 if right.free_symbols else _degree(left)
-        if any(times * abs(value) > MAX_EXPONENT for value in _constants(right)):
-            raise _Refused(f"has an exponent above {MAX_EXPONENT}, powers of powers multiplied")
-
-
-def _constant(part: sympy.Expr) -> float | None:
-    """The value of an expression without symbols; None if it has some."""
-    return None if part.free_symbols else float(numbers_of(part, {}))
-
-
-def _constants(part: sympy.Expr) -> list[float]:
-    """The values of the parts without symbols that are not inside of others."""
-    own = _constant(part)
-    return [value for arg in part.args for value in _constants(arg)] if own is None else [own]
-
-
-def _degree(part: sympy.Expr) -> float:
-    """The largest product of constant exponents on a way from the whole to a leaf, at least 1."""
-    inside = max(map(_degree, part.args), default=1.0)
-    own = _constant(part.exp) if isinstance(part, sympy.Pow) else None
-    return inside if own is None else max(1.0, inside * abs(own))
-
-
-def _checked(part: sympy.Expr) -> sympy.Expr:
-    """`part`, if it varies or is a finite real number."""
-    if not np.isfinite(_constant(part) or 0):
-        raise _Refused(f"has a part, {shown(str(part))}, that is not a finite real number")
-    return part

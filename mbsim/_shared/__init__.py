@@ -1,0 +1,1 @@
+"""Private and shared by all rooms: files, progress, records, seeds, tables, values."""

@@ -1,0 +1,1 @@
+"""Checking: assumptions measured on runs, bounds and formulas held against runs."""

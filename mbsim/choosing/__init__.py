@@ -1,0 +1,1 @@
+"""Choosing: methods compared, step sizes tuned, the best micro-batch size."""

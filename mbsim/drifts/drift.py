@@ -1,0 +1,312 @@
+r"""The drift of a step: gradient norm r to progress A(r) and second moment M(r).
+
+With g the gradient, r = ‖g‖, e = g/r and u the update of one step,
+
+.. math:: A(r) = E\langle u, e\rangle, \qquad M(r) = E\|u\|^2 .
+
+They decide what a run does: by smoothness E L(w − ηu) ≤ L(w) − η(r A(r) − (ηL/2) M(r)). A
+:class:`Drift` gives both at every r, each with the error that it has: from a closed form, by
+deterministic quadrature (:mod:`mbsim.drifts.micro_batch_law`), or from sampled micro-batches
+(:mod:`mbsim.drifts.pools`), in this order of preference. The price does not depend on the
+dimension. Source: the theory page, sections 6 to 8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator, SeedSequence
+from numpy.typing import ArrayLike, NDArray
+
+from mbsim._shared.seeds import seed_sequence
+from mbsim.clipping import Rule, SmallestNorm
+from mbsim.drifts.certificate import (
+    Certificate,
+    certificate,
+    floor,
+    floor_interval,
+    tuned_step_size,
+)
+from mbsim.drifts.sources import DriftValues, Source, Step, Tail
+from mbsim.errors import (
+    InvalidArgument,
+    check_array,
+    check_finite,
+    check_integer,
+    check_number,
+    divisors,
+    shown,
+)
+from mbsim.methods import Method, MicroBatchClipping, check_method
+from mbsim.problems.noise import NoiseLaw
+from mbsim.problems.problem import Problem
+from mbsim.problems.setting import Setting
+from mbsim.statistics import Interval
+from mbsim.verdicts import Refusal
+
+__all__ = ["Drift", "DriftValues", "drift", "drifts"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """A(r) and M(r) of a problem, a method and a batch size.
+
+    Made by :func:`drift`; or by hand, from any source of values.
+
+    Attributes:
+        source: what gives the values.
+        smoothness: L; `initial_gap`: Δ, for certificates.
+        tail: what is proven for large r; None where the update does not grow in proportion to r.
+        largest_grad_norm: no gradient of the loss is longer; infinite where there is no limit.
+        relative_error: what :meth:`at` aims at.
+        scale: a gradient norm below which A and M change little.
+        noise_size: a gradient norm far above which noise matters little: σ.
+        settings: what it is the drift of, by code name: the problem's constants, the batch size
+            and the method.
+    """
+
+    source: Source
+    smoothness: float
+    initial_gap: float
+    tail: Tail | None
+    largest_grad_norm: float
+    relative_error: float
+    scale: float
+    noise_size: float
+    settings: Mapping[str, float | str] = field(default_factory=dict)
+
+    def at(self, grad_norm: ArrayLike, *, relative_error: float | None = None) -> DriftValues:
+        """A(r) and M(r) with their errors.
+
+        Args:
+            grad_norm: r ≥ 0, a number or an array of any shape.
+            relative_error: what to aim at, for both; that of the drift unless told. Of a sample it
+                is the standard error that is held against it.
+
+        Returns:
+            The values. Where `delivered` is False the error is larger than asked for; so it is
+            near a root of A, for one.
+
+        Raises:
+            InvalidArgument: for gradient norms that are negative, not finite or no numbers.
+        """
+        r = check_array("grad_norm", grad_norm)
+        check_finite("grad_norm", r)
+        if r.min() < 0:
+            raise InvalidArgument(f"grad_norm={shown(grad_norm)} must be at least 0")
+        aim = self.relative_error
+        if relative_error is not None:
+            aim = check_number("relative_error", relative_error, above=0, below=1)
+        found = self.source.values(r.ravel(), aim)
+        return DriftValues(**{name: array.reshape(r.shape) for name, array in vars(found).items()})
+
+    def progress(self, grad_norm: ArrayLike) -> Any:
+        """A(r) = E⟨u, e⟩: a float for a number, an array for an array; see :meth:`at`."""
+        return _plain(self.at(grad_norm).progress)
+
+    def second_moment(self, grad_norm: ArrayLike) -> Any:
+        """M(r) = E‖u‖²: a float for a number, an array for an array; see :meth:`at`."""
+        return _plain(self.at(grad_norm).second_moment)
+
+    def floor(self, *, step_size: float) -> float:
+        r"""The level at which a run with this step size stops: the largest root of r A = (ηL/2) M.
+
+        Above it a step is expected to lower the loss; for ½L‖w‖² the root of the mean squared
+        gradient norm settles about there. Theory page, section 7.
+
+        Args:
+            step_size: η > 0.
+
+        Returns:
+            The gradient norm; 0 if every step lowers the loss, and infinity if for large gradients
+            none does. :meth:`floor_interval` gives it with its error.
+        """
+        return floor(self, step_size=step_size)
+
+    def floor_interval(self, *, step_size: float, false_positive_rate: float = 1e-6) -> Interval:
+        """The floor with an interval that holds the errors of A and M.
+
+        Args:
+            step_size: η > 0.
+            false_positive_rate: the probability that the interval misses the floor, where A and M
+                are sampled.
+        """
+        return floor_interval(self, step_size=step_size, false_positive_rate=false_positive_rate)
+
+    def tuned_step_size(self, *, steps: int, initial_gap: float | None = None) -> float:
+        """The step size at which :meth:`certify` gives the smallest bound, for every method alike.
+
+        It is right to 1 % or better; the bound is flat there. Theory page, section 8.
+
+        Args:
+            steps: T ≥ 1.
+            initial_gap: Δ = L(w₀) − L* > 0; that of the problem unless told.
+
+        Raises:
+            InvalidArgument: where no step size has a certificate, or none is best.
+
+        >>> import mbsim
+        >>> problem = mbsim.Problem(
+        ...     loss=mbsim.losses.Quadratic(np.ones(8)), noise=mbsim.noise.Gaussian(sigma=0.0),
+        ...     benign_dim=4, start=np.ones(8))
+        >>> round(drift(problem, mbsim.SGD(), batch_size=4).tuned_step_size(steps=10), 6)
+        1.0
+        """
+        return tuned_step_size(self, steps=steps, initial_gap=initial_gap)
+
+    def certify(
+        self,
+        *,
+        step_size: float,
+        steps: int,
+        initial_gap: float | None = None,
+        largest_grad_norm: float | None = None,
+        false_positive_rate: float = 1e-6,
+    ) -> Certificate | Refusal:
+        """The best bound that the drift proves on (1/T) Σ_{t<T} E‖∇L(w_t)‖².
+
+        Args:
+            step_size: η > 0.
+            steps: T ≥ 1.
+            initial_gap: Δ = L(w₀) − L*; that of the problem unless told.
+            largest_grad_norm: a limit that no gradient exceeds; that of the loss, if it has one,
+                unless told.
+            false_positive_rate: the probability, where A and M are sampled, that an error in them
+                makes the bound too small.
+
+        Returns:
+            A :class:`~mbsim.drifts.certificate.Certificate`; or a
+            :class:`~mbsim.verdicts.Refusal`, which is false and says why.
+
+        Raises:
+            InvalidArgument: for arguments that break a rule.
+        """
+        return certificate(
+            self,
+            step_size=step_size,
+            steps=steps,
+            initial_gap=initial_gap,
+            largest_grad_norm=largest_grad_norm,
+            false_positive_rate=false_positive_rate,
+        )
+
+
+def drift(
+    problem: Problem,
+    method: Method,
+    *,
+    batch_size: int,
+    rng: int | SeedSequence | Generator = 0,
+    relative_error: float = 1e-3,
+    draws: int = 2**20,
+) -> Drift:
+    r"""The drift of one step: A(r) = E⟨u, e⟩ and M(r) = E‖u‖² for every gradient norm r.
+
+    Without clipping, and with one micro-batch, A and M are written down (theory page, section 4).
+    For the smallest norm, a quantile of the norms, a fixed threshold and the unit norm they follow
+    from the law of a single micro-batch (section 7), which is integrated numerically for Gaussian,
+    two-point and exponential noise, and sampled for others and where that is cheaper. Any other
+    rule is sampled step by step.
+
+    Args:
+        problem: noise, draggers and dimensions; its loss gives L and Δ.
+        method: the method, with its micro-batch size.
+        batch_size: B.
+        rng: what samples are drawn from, where there are any.
+        relative_error: what values aim at (:meth:`Drift.at` says when they miss it).
+        draws: the most micro-batches sampled for one value.
+
+    Returns:
+        A :class:`Drift`.
+
+    Raises:
+        InvalidArgument: for arguments that break a rule, and for noise that draws whole vectors:
+            its law along the gradient and across it is not known.
+
+    >>> import mbsim
+    >>> problem = mbsim.Problem(
+    ...     loss=mbsim.losses.Quadratic(np.ones(64)), noise=mbsim.noise.Gaussian(sigma=1.0),
+    ...     draggers=mbsim.Draggers(probability=0.05, norm_ratio=20.0),
+    ...     benign_dim=32, start=np.ones(64))
+    >>> sgd = drift(problem, mbsim.SGD(), batch_size=64)
+    >>> sgd.progress([0.5, 1.0]), round(sgd.second_moment(1.0), 12)         # q r, and K_g + K_σ
+    (array([0.475, 0.95 ]), 1.5430859375)
+    >>> clip = drift(problem, mbsim.MicroBatchClipping(8), batch_size=64)
+    >>> clip.at(1.0).method.item(), round(clip.progress(1.0), 3), round(clip.second_moment(1.0), 3)
+    ('quadrature', 0.692, 0.541)
+    """
+    if not isinstance(problem, Problem):
+        raise InvalidArgument(f"problem={shown(problem)} must be a mbsim.Problem")
+    method = check_method(method)
+    batch = check_integer("batch_size", batch_size, minimum=1)
+    m = method.micro_batches(batch)
+    if not isinstance(problem.noise, NoiseLaw):
+        raise InvalidArgument(
+            f"noise={shown(problem.noise)} draws whole vectors (it has no mean_of), and a drift "
+            "needs the law of the mean of ν examples along the gradient and across it"
+        )
+    aim = check_number("relative_error", relative_error, above=0, below=1)
+    draws = check_integer("draws", draws, minimum=1)
+    step = Step(rule=method.rule, batch=batch, m=m, draws=draws, seed=seed_sequence(rng))
+    return Drift(
+        source=step.source(problem),
+        smoothness=problem.smoothness,
+        initial_gap=problem.initial_gap,
+        tail=step.tail(problem),
+        largest_grad_norm=getattr(problem.loss, "largest_grad_norm", math.inf),
+        relative_error=aim,
+        scale=problem.noise.sigma / math.sqrt(problem.benign_dim * (batch // m)),
+        noise_size=problem.noise.sigma,
+        settings=Setting(problem, method, batch).quantities(),
+    )
+
+
+def drifts(
+    problem: Problem,
+    *,
+    batch_size: int,
+    rule: Rule | None = None,
+    rng: int | SeedSequence | Generator = 0,
+    relative_error: float = 1e-3,
+    draws: int = 2**20,
+) -> dict[int, Drift]:
+    """The drift for every micro-batch size: the divisors of the batch size, each with its own.
+
+    Args:
+        problem: as for :func:`drift`.
+        batch_size: B.
+        rule: the clipping rule; :class:`~mbsim.clipping.SmallestNorm` if none is given.
+        rng: as for :func:`drift`.
+        relative_error: as for :func:`drift`.
+        draws: as for :func:`drift`.
+
+    >>> import mbsim
+    >>> problem = mbsim.Problem(
+    ...     loss=mbsim.losses.Quadratic(np.ones(8)), noise=mbsim.noise.TwoPoint(rare=0.1),
+    ...     draggers=mbsim.Draggers(probability=0.05, norm_ratio=20.0), benign_dim=4,
+    ...     start=np.ones(8))
+    >>> {b: round(one.progress(0.1), 3) for b, one in drifts(problem, batch_size=4).items()}
+    {1: -0.177, 2: -0.073, 4: 0.095}
+    """
+    seed = seed_sequence(rng)
+    return {
+        b: drift(
+            problem,
+            MicroBatchClipping(b, rule=SmallestNorm() if rule is None else rule),
+            batch_size=batch_size,
+            rng=seed,
+            relative_error=relative_error,
+            draws=draws,
+        )
+        for b in divisors(check_integer("batch_size", batch_size, minimum=1))
+    }
+
+
+def _plain(array: Array) -> Any:
+    return float(array) if array.ndim == 0 else array

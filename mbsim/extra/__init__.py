@@ -1,0 +1,1 @@
+"""One module for each optional dependency, named after it."""

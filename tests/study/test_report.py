@@ -1,0 +1,106 @@
+"""The claims as a whole: ``mbsim reproduce --quick``, run once and looked at from all sides."""
+
+import json
+import struct
+import xml.etree.ElementTree as ET
+
+import pytest
+
+import mbsim
+from mbsim.study import claims, figures
+from mbsim.study.report import CLAIMS, CONTROLS, expected_statuses, reproduce, to_json
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("figures")
+    return reproduce(folder, quick=True), folder
+
+
+def test_every_claim_and_control_has_the_committed_status(reproduced):
+    assert reproduced[0].surprises() == []
+
+
+def test_no_control_is_supported_whatever_is_expected_of_it(reproduced):
+    statuses = {what: verdict.status for what, verdict in reproduced[0].controls}
+    assert "supported" not in statuses.values(), statuses
+    for mode in (True, False):
+        expected = expected_statuses(quick=mode)
+        controls = {k: v for k, v in expected.items() if k.startswith("control of ")}
+        assert len(controls) == len(CONTROLS)
+        assert len(expected) == len(CLAIMS) + len(CONTROLS)
+        assert "supported" not in controls.values()
+
+
+def test_every_verdict_says_how_sure_it_is_and_what_it_would_have_seen(reproduced):
+    report, _ = reproduced
+    for verdict in [*report.verdicts, *(v for _, v in report.controls)]:
+        assert 0 < verdict.false_positive_rate <= 0.01 * (1 + 1e-9)  # added up in floats
+        for comparison in verdict.to_dict()["comparisons"]:
+            assert comparison["detectable"] >= 0
+            low, high = comparison["interval"]
+            assert low <= comparison["estimate"] <= high
+
+
+def test_figures_are_pictures_and_the_report_is_json(reproduced):
+    report, folder = reproduced
+    names = {"floor", "trajectories", "sgd_rate", "horizon", "digits", "bounds", "interior"}
+    names.add("regret")
+    assert {p.name for p in folder.iterdir()} == {
+        *(f"{name}.png" for name in names),
+        *(f"{name}.svg" for name in names),
+        "report.json",
+    }
+    for name in names:
+        header = (folder / f"{name}.png").read_bytes()[:24]
+        assert header[:8] == b"\x89PNG\r\n\x1a\n"
+        assert min(struct.unpack(">II", header[16:24])) >= 400
+        assert ET.parse(folder / f"{name}.svg").getroot().tag.endswith("svg")
+    written = json.loads((folder / "report.json").read_text("utf-8"))
+    assert written == json.loads(to_json(report.to_dict()))
+    assert set(written["made_with"]) >= {"mbsim", "numpy", "seconds"}
+
+
+def test_the_same_seed_gives_the_same_verdict_and_the_same_pictures_byte_for_byte(
+    reproduced, tmp_path
+):
+    report, folder = reproduced
+    again = claims.bias_needs_skew(quick=True)
+    first = next(v for v in report.verdicts if v.claim == again.claim)
+    assert to_json(again.to_dict()) == to_json(first.to_dict())
+    assert claims.bias_needs_skew(quick=True, rng=1).to_dict() != first.to_dict()
+    for path in figures.draw_report(json.loads((folder / "report.json").read_text()), tmp_path):
+        assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
+
+
+def test_a_change_of_verdict_is_news(reproduced, monkeypatch):
+    report, _ = reproduced
+    changed = expected_statuses(quick=True) | {"sweet-spot": "refuted"}
+    monkeypatch.setattr("mbsim.study.report.expected_statuses", lambda *, quick: changed)
+    assert report.surprises() == ["sweet-spot: expected refuted, found supported"]
+
+
+def test_the_report_reads_well(reproduced):
+    report, _ = reproduced
+    assert "sweet-spot" in str(report)
+    assert "control of sweet-spot: no draggers" in str(report)
+    assert "<table>" in report._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rng": -1}, "rng=-1 must be an integer of at least 0"),
+        ({"rng": 1.5}, "rng=1.5 must be an integer"),
+        ({"out": "/dev/null/figures"}, "out='/dev/null/figures' must be a folder"),
+        ({"out": None}, "out=None must be a folder"),
+    ],
+)
+def test_bad_calls_are_refused_before_any_work(arguments, message):
+    with pytest.raises(mbsim.InvalidArgument, match="^" + message):
+        reproduce(**arguments)
+
+
+def test_an_unknown_noise_is_refused():
+    with pytest.raises(mbsim.InvalidArgument, match="noise='odd' must be"):
+        claims.sweet_spot(noise="odd")
