@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-def _t_quantile(df: float, tail: float) -> float:
+def t_quantile(df: float, tail: float) -> float:
     """The upper `tail` quantile of Student's t."""
     return -float(special.stdtrit(df, tail))
 
@@ -61,7 +61,7 @@ class Interval:
         """The smallest true effect that this experiment would have seen in 9 cases out of 10."""
         if self.standard_error == 0:
             return 0.0
-        quantiles = _t_quantile(self.df, self.false_positive_rate / 2) + _t_quantile(self.df, 0.1)
+        quantiles = t_quantile(self.df, self.false_positive_rate / 2) + t_quantile(self.df, 0.1)
         return quantiles * self.standard_error
 
     def __contains__(self, number: float) -> bool:
@@ -81,7 +81,7 @@ def _interval(estimate: float, error: float, df: float, rate: float) -> Interval
             false_positive_rate=rate,
             df=df,
         )
-    reach = _t_quantile(df, rate / 2) * error
+    reach = t_quantile(df, rate / 2) * error
     return Interval(
         estimate=estimate,
         low=estimate - reach,
@@ -186,7 +186,7 @@ def median(sample: ArrayLike, *, false_positive_rate: float) -> Interval:
         estimate=float(np.median(values)),
         low=low,
         high=high,
-        standard_error=(high - low) / (2 * _t_quantile(n - 1, rate / 2)),
+        standard_error=(high - low) / (2 * t_quantile(n - 1, rate / 2)),
         false_positive_rate=rate,
         df=n - 1,
     )

@@ -4,7 +4,7 @@ The assumptions are measured on the run first (:mod:`mbsim.checking.assumptions`
 measured false, or a condition on the step size does not hold, the bound says nothing about the run
 and the verdict is *not applicable*. What the right side needs besides the settings of the run, such
 as λ of the theory page's 5.3, is measured on sampled steps at the gradient norms that the run
-visited, and taken on the safe side (:mod:`mbsim.drifts.step_sample`).
+visited, and taken on the safe side (:mod:`mbsim.drifts.steps`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mbsim import statistics
 from mbsim.checking import assumptions
 from mbsim.drifts.certificate import Certificate
-from mbsim.drifts.step_sample import (
+from mbsim.drifts.steps import (
     StepQuantities,
     StepSample,
     measured_values,

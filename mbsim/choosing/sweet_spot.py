@@ -330,7 +330,7 @@ def _bias(setting: _Setting, b: int, step_size: float) -> float:  # noqa: ARG001
 
 
 def _bound(setting: _Setting, b: int, step_size: float) -> float:
-    from mbsim.drifts.step_sample import measured_values, norms_near_atoms, step_sample
+    from mbsim.drifts.steps import measured_values, norms_near_atoms, step_sample
     from mbsim.theory import clipping_bound, sgd_bound
 
     values = setting.values(b, step_size)

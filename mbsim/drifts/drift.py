@@ -6,8 +6,8 @@ With g the gradient, r = ‖g‖, e = g/r and u the update of one step,
 
 They decide what a run does: by smoothness E L(w − ηu) ≤ L(w) − η(r A(r) − (ηL/2) M(r)). A
 :class:`Drift` gives both at every r, each with the error that it has: from a closed form, by
-deterministic quadrature (:mod:`mbsim.drifts.micro_batch_law`), or from sampled micro-batches
-(:mod:`mbsim.drifts.pools`), in this order of preference. The price does not depend on the
+quadrature over the law of a micro-batch (:mod:`mbsim.drifts.law`), or from sampled steps
+(:mod:`mbsim.drifts.steps`), in this order of preference. The price does not depend on the
 dimension. Source: the theory page, sections 6 to 8.
 """
 
@@ -24,14 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from mbsim._shared.seeds import seed_sequence
 from mbsim.clipping import Rule, SmallestNorm
-from mbsim.drifts.certificate import (
-    Certificate,
-    certificate,
-    floor,
-    floor_interval,
-    tuned_step_size,
-)
-from mbsim.drifts.sources import DriftValues, Source, Step, Tail
+from mbsim.drifts.certificate import Certificate, certify, tuned_step_size
+from mbsim.drifts.floor import floor, floor_interval
+from mbsim.drifts.sources import DriftValues, Source, Tail, source_of, tail_of
 from mbsim.errors import (
     InvalidArgument,
     check_array,
@@ -187,7 +182,7 @@ class Drift:
         Raises:
             InvalidArgument: for arguments that break a rule.
         """
-        return certificate(
+        return certify(
             self,
             step_size=step_size,
             steps=steps,
@@ -253,12 +248,12 @@ def drift(
         )
     aim = check_number("relative_error", relative_error, above=0, below=1)
     draws = check_integer("draws", draws, minimum=1)
-    step = Step(rule=method.rule, batch=batch, m=m, draws=draws, seed=seed_sequence(rng))
+    made_of = (problem, method.rule, batch, m, draws, seed_sequence(rng))
     return Drift(
-        source=step.source(problem),
+        source=source_of(*made_of),
         smoothness=problem.smoothness,
         initial_gap=problem.initial_gap,
-        tail=step.tail(problem),
+        tail=tail_of(*made_of),
         largest_grad_norm=getattr(problem.loss, "largest_grad_norm", math.inf),
         relative_error=aim,
         scale=problem.noise.sigma / math.sqrt(problem.benign_dim * (batch // m)),

@@ -15,212 +15,119 @@ along h. The last integral is E⟨e_1, e_2⟩ min(x_1, Q) min(x_2, Q): of the tw
 come in, the micro-batch with the lower may be among the K that are not above t. K = 0 is the
 smallest norm, and the theory page's section 7.
 
-The same from a sample, without bias: a subset of m of N micro-batches, drawn without replacement,
-has its (K+1)-th smallest norm at the i-th place of the sorted sample with the probability
-C(i−1, K) C(N−i, m−1−K)/C(N, m), and given that its other members are uniform among those below and
-those above. So the mean over all subsets, a U-statistic, is a sum over i of prefix and suffix sums;
-putting the sample in the place of the law instead would have a bias of about m²/2N.
+How far A and M are off follows from the *influence* of a point, the derivative in its weight, whose
+mean over independent parts of the points varies as A and M do.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from mbsim.drifts.micro_batch_law import Tails
+from mbsim.drifts.law import Points
 
-__all__ = [
-    "Pool",
-    "from_factors",
-    "from_own_factors",
-    "from_pool",
-    "from_tails",
-    "step_of_lengths",
-]
+__all__ = ["of_lengths", "of_rank"]
 
 Array = NDArray[np.float64]
 
 
-def from_tails(tails: Tails, m: int, rank: int) -> tuple[float, float]:
-    """A and M where the threshold is the norm of `rank` K (0 is the smallest) among m.
+def of_rank(points: Points, m: int, rank: int) -> tuple[Array, Array]:
+    """A and M where the threshold is the norm of `rank` K among m, 0 the smallest; their errors.
 
     Args:
-        tails: S, G and H, fine enough for S^(m−1).
+        points: the law of a micro-batch.
         m: the number of micro-batches.
         rank: K, from 0 to m − 1.
 
     Returns:
-        A and M, in the units of the tails.
+        A and M, ``[2]``, in the units of the points; and their standard errors.
     """
-    below = 1 - tails.survival
-    at_most = _binomial_cdf(rank, m - 1, below)
-    # Sums of products, not "@": BLAS would wake its threads for so little.
-    progress = (tails.dt * tails.along * at_most).sum()
-    second = (tails.dt * 2 * tails.t * tails.survival * at_most).sum() / m
+    x, weight = points.norm, points.weight
+    ends = np.append(0.0, x)
+    t, dt = (ends[1:] + ends[:-1]) / 2, np.diff(ends)
+    survival = np.minimum(_beyond(weight), 1)
+    at_most, slope = _binomial_cdf(rank, m - 1, survival)
+    # Where at_most is 0 nothing comes of the longest norms, whose squares may be infinite.
+    dt = np.where(at_most > 0, dt, 0.0)
+    cosine = np.divide(points.along, x, out=np.zeros_like(x), where=x > 0)
+    along = _beyond(weight * cosine)
+    progress = (dt * along * at_most).sum()
+    influence = cosine * np.cumsum(dt * at_most) + np.cumsum(dt * along * slope)
+    second = (dt * 2 * t * survival * at_most).sum() / m
+    second_influence = np.cumsum(dt * 2 * t * (at_most + survival * slope)) / m
     if m > 1:
-        above, one_below = _binomial_cdf(rank, m - 2, below), _binomial_cdf(rank - 1, m - 2, below)
-        pairs = np.zeros_like(tails.t)
-        for cosine, sunk in (
-            (tails.along, tails.along_below),
-            (tails.shared, tails.shared_below),
-        ):
-            pairs += cosine * (tails.t * cosine * above + sunk * one_below)
-        second += (1 - 1 / m) * 2 * (tails.dt * pairs).sum()
-    return float(progress), float(second)
+        above, below = (
+            _binomial_cdf(rank, m - 2, survival),
+            _binomial_cdf(rank - 1, m - 2, survival),
+        )
+        for part in (points.along, points.shared):
+            if part.any():
+                pairs, more = _pairs(points, part, t, dt, above, below)
+                second += (1 - 1 / m) * 2 * pairs
+                second_influence += (1 - 1 / m) * 2 * more
+    errors = [points.error_of_mean(values) for values in (influence, second_influence)]
+    return np.array([progress, second]), np.array(errors)
 
 
-def _binomial_cdf(most: int, count: int, probability: Array) -> Array:
-    """P(Bin(count, probability) ≤ most)."""
-    if most < 0:
-        return np.zeros_like(probability)
-    if most >= count:
-        return np.ones_like(probability)
-    cdf: Array = (1 - probability) ** count if most == 0 else special.bdtr(most, count, probability)
-    return cdf
+def _pairs(
+    points: Points,
+    part: Array,
+    t: Array,
+    dt: Array,
+    above: tuple[Array, Array],
+    below: tuple[Array, Array],
+) -> tuple[float, Array]:
+    """One of the two terms of the last integral, G or H, and the influence of every point on it."""
+    x, weight = points.norm, points.weight
+    cosine = np.divide(part, x, out=np.zeros_like(x), where=x > 0)
+    beyond = _beyond(weight * cosine)
+    sunk = np.cumsum(weight * part) - weight * part
+    pairs = (dt * beyond * (t * beyond * above[0] + sunk * below[0])).sum()
+    influence = cosine * np.cumsum(dt * (2 * t * beyond * above[0] + sunk * below[0]))
+    influence += np.cumsum(dt * beyond * (t * beyond * above[1] + sunk * below[1]))
+    later = dt * beyond * below[0]
+    influence += part * (_beyond(later) - later)
+    return float(pairs), influence
 
 
-def step_of_lengths(along: float, shared: float, square: float, m: int) -> tuple[float, float]:
-    """A and M of a rule that gives X the length ℓ(x), whatever the other norms are.
+def of_lengths(points: Points, lengths: Array, m: int) -> tuple[Array, Array]:
+    """A and M of a rule that gives X the length ℓ(x), whatever the other norms are; their errors.
 
     A = E ℓ cos(X, e) and M = E ℓ²/m + (1 − 1/m)(A² + (E ℓ cos(X, h))²), by independence.
 
-    >>> step_of_lengths(along=0.5, shared=0.0, square=1.0, m=4)
-    (0.5, 0.4375)
-    """
-    return along, square / m + (1 - 1 / m) * (along**2 + shared**2)
-
-
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """Independent micro-batches, as scalars: ``[pools, N]``.
-
-    Attributes:
-        along: ⟨X, e⟩; `shared`: ⟨X, h⟩; `norms`: ‖X‖.
-    """
-
-    along: Array
-    shared: Array
-    norms: Array
-
-
-def from_pool(pool: Pool, m: int, rank: int) -> tuple[Array, Array]:
-    """Unbiased estimates of A and M, one for each pool, where the threshold has rank K among m.
-
     Args:
-        pool: at least m micro-batches in each.
-        m: the number of micro-batches of a step.
-        rank: K.
+        points: the law of a micro-batch.
+        lengths: ℓ of every point.
+        m: the number of micro-batches.
     """
-    size = pool.norms.shape[1]
-    weights, first, last = _place_weights(size, m, rank)
-    order = _lowest(pool.norms, last)
-    x = np.take_along_axis(pool.norms, order, axis=1)
-    weights, here = weights[first:last], x[:, first:]
-    # So many are below the i-th smallest and above it, and so many of them in the subset.
-    places = np.arange(first, last)
-    below, above = np.maximum(places, 1), np.maximum(size - 1 - places, 1)
-    sunk, clipped = rank, m - 1 - rank
-    second = here**2 * (clipped + 1)
-    if sunk:
-        second += sunk * _before(np.square(x), first) / below
-    progress = np.zeros_like(here)
-    for component in (pool.along, pool.shared):
-        if not component.any():
-            continue
-        whole = np.divide(component, pool.norms, out=np.zeros_like(component), where=pool.norms > 0)
-        cosines = np.take_along_axis(whole, order, axis=1)
-        mine = cosines[:, first:] * here
-        # Sums of the cosines above and of their squares; of the components below likewise.
-        up = whole.sum(axis=1, keepdims=True) - _before(cosines, first) - cosines[:, first:]
-        up_sq = np.square(whole).sum(axis=1, keepdims=True)
-        up_sq = up_sq - _before(np.square(cosines), first) - np.square(cosines[:, first:])
-        down, down_sq = np.zeros_like(here), np.zeros_like(here)
-        if sunk:
-            sorted_component = np.take_along_axis(component, order, axis=1)
-            down = _before(sorted_component, first)
-            down_sq = _before(np.square(sorted_component), first)
-        total = sunk * down / below + mine + clipped * here * up / above
-        if component is pool.along:
-            progress = total / m
-        # Twice the products of two different kinds, and the pairs of one kind.
-        second += 2 * (sunk * down / below) * (mine + clipped * here * up / above)
-        second += 2 * mine * clipped * here * up / above
-        second += sunk * (sunk - 1) * (down**2 - down_sq) / (below * np.maximum(below - 1, 1))
-        second += (
-            clipped * (clipped - 1) * here**2 * (up**2 - up_sq) / (above * np.maximum(above - 1, 1))
-        )
-    return (progress * weights).sum(axis=1), (second * weights).sum(axis=1) / m**2
+    x, weight = points.norm, points.weight
+    over = np.divide(lengths, x, out=np.zeros_like(x), where=x > 0)
+    along, shared = over * points.along, over * points.shared
+    means = (weight * along).sum(), (weight * shared).sum()
+    second = (weight * np.square(lengths)).sum() / m + (1 - 1 / m) * (means[0] ** 2 + means[1] ** 2)
+    influence = np.square(lengths) / m + (1 - 1 / m) * 2 * (means[0] * along + means[1] * shared)
+    errors = [points.error_of_mean(values) for values in (along, influence)]
+    return np.array([means[0], second]), np.array(errors)
 
 
-def _before(values: Array, first: int) -> Array:
-    """The sum of what stands before each place from `first` on."""
-    return (np.cumsum(values, axis=1) - values)[:, first:]
+def _beyond(values: Array) -> Array:
+    """The sum of what stands at each place and after it."""
+    total: Array = np.cumsum(values[::-1])[::-1]
+    return total
 
 
-def _lowest(norms: Array, count: int) -> NDArray[np.int64]:
-    """The indices of the `count` smallest norms of each pool, ascending."""
-    if count > norms.shape[1] // 2:
-        return np.argsort(norms, axis=1)[:, :count]
-    lowest = np.argpartition(norms, count - 1, axis=1)[:, :count]
-    order = np.argsort(np.take_along_axis(norms, lowest, axis=1), axis=1)
-    return np.take_along_axis(lowest, order, axis=1)
-
-
-def _place_weights(size: int, m: int, rank: int) -> tuple[Array, int, int]:
-    """The probability of each place of the threshold, and where it is not negligible."""
-    place = np.arange(size)
-    below, above = _log_choose(place, rank), _log_choose(size - 1 - place, m - 1 - rank)
-    weights = np.exp(below + above - _log_choose(np.array(size), m))
-    held = np.flatnonzero(weights > 1e-17)
-    return weights, int(held[0]), int(held[-1]) + 1
-
-
-def _log_choose(total: NDArray[np.int64], chosen: int) -> Array:
-    possible = total >= chosen
-    safe = np.maximum(total, chosen)
-    ways = (
-        special.gammaln(safe + 1) - special.gammaln(chosen + 1) - special.gammaln(safe - chosen + 1)
-    )
-    found: Array = np.where(possible, ways, -np.inf)
-    return found
-
-
-def from_own_factors(pool: Pool, factors: Array, m: int) -> tuple[Array, Array]:
-    """A and M of a rule whose factor depends on the micro-batch's own norm alone, without bias.
-
-    Args:
-        pool: at least two micro-batches in each.
-        factors: the factor of each, ``[pools, N]``.
-        m: the number of micro-batches of a step.
-    """
-    size = pool.norms.shape[1]
-    second = np.square(factors * pool.norms).mean(axis=1) / m
-    for component in (pool.along, pool.shared):
-        clipped = factors * component
-        pairs = np.square(clipped.sum(axis=1)) - np.square(clipped).sum(axis=1)
-        second += (1 - 1 / m) * pairs / (size * (size - 1))
-    return (factors * pool.along).mean(axis=1), second
-
-
-def from_factors(pool: Pool, factors: Array, m: int) -> tuple[Array, Array]:
-    """A and M of any rule, one for each pool, from steps of m consecutive micro-batches.
-
-    Args:
-        pool: micro-batches; N is a multiple of m.
-        factors: the rule's factor of each micro-batch, ``[pools, N]``.
-        m: the number of micro-batches of a step.
-    """
-    pools = pool.norms.shape[0]
-
-    def per_step(values: Array) -> Array:
-        return values.reshape(pools, -1, m).sum(axis=-1)
-
-    second = per_step(np.square(factors * pool.norms))
-    for component in (pool.along, pool.shared):
-        clipped = factors * component
-        second += np.square(per_step(clipped)) - per_step(np.square(clipped))
-    progress = per_step(factors * pool.along) / m
-    return progress.mean(axis=1), second.mean(axis=1) / m**2
+def _binomial_cdf(most: int, count: int, survival: Array) -> tuple[Array, Array]:
+    """P(Bin(count, 1 − S) ≤ most), and its derivative in S."""
+    if most < 0 or count < 0:
+        return np.zeros_like(survival), np.zeros_like(survival)
+    if most >= count:
+        return np.ones_like(survival), np.zeros_like(survival)
+    if most == 0:
+        power = survival ** (count - 1)
+        return power * survival, count * power
+    below = 1 - survival
+    cdf: Array = special.bdtr(most, count, below)
+    log_pmf = special.xlogy(most, below) + special.xlogy(count - 1 - most, survival)
+    log_pmf -= special.betaln(most + 1, count - most)
+    return cdf, np.exp(log_pmf)

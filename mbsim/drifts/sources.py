@@ -1,14 +1,13 @@
 r"""Where the numbers A(r) and M(r) of a drift come from, and what errors they have.
 
 Three sources, in order of preference: a closed form where nothing is clipped; the layer cake over
-the integrated law of a micro-batch; the layer cake over sampled micro-batches. All of them have
-the same one method, ``values``, so a drift measured by other means is one class more.
+the law of a micro-batch; sampled steps. All of them have the same one method, ``values``, so a
+drift measured by other means is one class more. A or M beyond the largest float is infinite.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,26 +15,32 @@ import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
+from mbsim._shared.progress import progress
+from mbsim._shared.seeds import stream
 from mbsim._shared.values import value
-from mbsim.clipping import FixedNorm, Rule, UnitNorm, looks_at_own_norm, rank_of
-from mbsim.drifts.layer_cake import from_tails, step_of_lengths
-from mbsim.drifts.micro_batch_law import MicroBatchLaw, has_quadrature
-from mbsim.drifts.norm_laws import LEVELS, Resolution
-from mbsim.drifts.pools import Pools
-from mbsim.problems.noise import Gaussian
+from mbsim.clipping import Rule, looks_at_own_norm, rank_of
+from mbsim.drifts.law import MicroBatchLaw
+from mbsim.drifts.layer_cake import of_lengths, of_rank
+from mbsim.drifts.steps import StepSample
+from mbsim.problems.noise import Gaussian, facts_of
 from mbsim.problems.problem import Problem
 
-__all__ = ["Descends", "DriftValues", "Source", "Step", "Tail"]
+__all__ = ["DriftValues", "Source", "Tail", "source_of", "tail_of"]
 
 Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
-# Two resolutions may agree by chance. In 556 random problems the finer was wrong by more than twice
-# their difference only where it was right to 1e-5 of the natural sizes √M and M of A and M; that
-# much is added to the difference, unless rounding is all that lies between the two.
-_TWICE, _BY_CHANCE, _ROUNDING = 2.0, 1e-5, 1e-11
-# A quadrature whose error is below this share of A's and M's natural sizes is not worth a sample.
-_GOOD = 3e-4
+# Points of the law of a micro-batch: for a quick answer, more for a small aim, and the most. The
+# shortest of many is a matter of few of the points, so that more micro-batches ask for more.
+_QUICK, _MORE, _MOST = 2**14, 4, 2**18
+_CROWD = 64
+# The numerical error is so many times the spread over parts, and this share of the natural sizes √M
+# and M of A and M, for parts can agree by chance; of what is listed exactly, a share is left out.
+_TIMES, _BY_CHANCE, _LEFT_OUT = 4.0, 2e-5, 1e-9
+# Norms beyond this are as good as infinite to a rule.
+_LONG = 1e300
+# Groups of steps whose means a standard error comes from, and the fewest where steps are large;
+# micro-batches of a block, and the most examples drawn for one value.
+_GROUPS, _FEWEST_GROUPS, _BLOCK, _EXAMPLES = 64, 8, 2**16, 2**25
 
 
 @value
@@ -49,11 +54,11 @@ class DriftValues:
         progress: A(r); `second_moment`: M(r).
         progress_standard_error: of A, from a sample; 0 where there is none.
         second_moment_standard_error: of M; `covariance`: of the two estimates.
-        progress_numerical_error: of A, from two resolutions of a quadrature, the finer of which is
-            given: twice their difference, and 1e-5 √M; 0 for a closed form or a sample.
-        second_moment_numerical_error: of M; twice the difference, and 1e-5 M.
+        progress_numerical_error: of A, where it is integrated: four times the spread over
+            independent parts of the points, and 2e-5 √M; 0 for a closed form or a sample.
+        second_moment_numerical_error: of M; four times the spread, and 2e-5 M.
         df: degrees of freedom of the standard errors; infinite where there is no sample.
-        method: "closed form", "quadrature" or "pools".
+        method: "closed form", "quadrature" or "sample".
         delivered: whether both errors are within the relative error that was asked for.
     """
 
@@ -68,6 +73,37 @@ class DriftValues:
     df: Array
     method: NDArray[np.str_]
     delivered: NDArray[np.bool_]
+
+    @classmethod
+    def of(
+        cls,
+        method: str,
+        grad_norm: Array,
+        drift: Array,
+        numerical: Array,
+        aim: float | None,
+        covariance: Array | None = None,
+        df: Array | None = None,
+    ) -> DriftValues:
+        """Values from A and M and their errors, ``[2, points]``; covariances ``[points, 2, 2]``."""
+        if covariance is None:
+            covariance = np.zeros((grad_norm.size, 2, 2))
+        standard = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)).T
+        with np.errstate(invalid="ignore"):  # of an infinite M
+            within = np.less_equal(standard + numerical, (aim or 0.0) * np.abs(drift))
+        return cls(
+            grad_norm=grad_norm,
+            progress=drift[0],
+            second_moment=drift[1],
+            progress_standard_error=standard[0],
+            second_moment_standard_error=standard[1],
+            covariance=covariance[:, 0, 1],
+            progress_numerical_error=numerical[0],
+            second_moment_numerical_error=numerical[1],
+            df=np.full_like(grad_norm, math.inf) if df is None else df,
+            method=np.full(grad_norm.shape, method),
+            delivered=np.logical_and(within[0], within[1]),
+        )
 
     def descent(self, half_step: float) -> tuple[Array, Array, Array]:
         """f = r A − λ M for λ = `half_step` = ηL/2, its standard error and its numerical error."""
@@ -89,9 +125,33 @@ class Source(Protocol):
 
         Args:
             grad_norm: r.
-            relative_error: what to aim at; None asks for what is quick.
+            relative_error: what to aim at; None asks for what is quick, and smooth in r.
         """
         ...
+
+
+def source_of(
+    problem: Problem, rule: Rule, batch: int, m: int, draws: int, seed: SeedSequence
+) -> Source:
+    """The best source for a problem.
+
+    Args:
+        problem: the problem.
+        rule: the clipping rule.
+        batch: B.
+        m: the number of micro-batches.
+        draws: the most micro-batches to sample for one value.
+        seed: what they are drawn from.
+    """
+    if rank_of(rule, m) == m - 1:  # every factor is 1
+        return _ClosedForm(problem, batch)
+    layered = rank_of(rule, m) is not None or looks_at_own_norm(rule)
+    if layered and facts_of(problem.noise).along is not None:
+        return _Integrated(problem, rule, batch // m, m)
+    return _Sampled(problem, rule, batch // m, m, draws, seed)
+
+
+# ---------------------------------------------------------------------------- large gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,136 +181,62 @@ class Tail:
         return self.distance + (self.slope / start if self.slope else 0.0)
 
 
-class Descends(Protocol):
-    """What floors, certificates and tuned step sizes ask of a drift; see Drift for the meanings."""
+def tail_of(
+    problem: Problem, rule: Rule, batch: int, m: int, draws: int, seed: SeedSequence
+) -> Tail | None:
+    r"""For large r the noise is lost: A and M against those without noise.
 
-    @property
-    def source(self) -> Source:
-        """Where A and M come from."""
-        ...
+    Draw a step at r with the noise and, from the same numbers, one without it. A micro-batch moves
+    by ΔX = αñ + (ℓ(r) − cr) D/ℓ, ℓ(r) − cr ≤ cσ²/(2r) being what noise adds to a dragger's length;
+    so √E‖ΔX‖² ≤ κ₀ = σ√(q/b) + cσ²/(2r) √E‖D/ℓ‖². The rule maps X_j to its projection on the ball
+    of radius Q, the threshold. A projection on a ball moves by no more than its argument, plus the
+    change of the radius; and a norm of fixed rank by no more than the largest ‖ΔX_i‖. So ‖Δu‖ ≤
+    (1/m) Σ‖ΔX_j‖ + max‖ΔX_i‖, √E‖Δu‖² ≤ κ = (1 + √m) κ₀, and |A − A₁r| ≤ κ,
+    |M − M₁r²| ≤ E‖Δu‖(2‖u₁‖ + ‖Δu‖) ≤ 2√M₁ r κ + κ².
 
-    @property
-    def smoothness(self) -> float:
-        """L."""
-        ...
+    Without clipping A = A₁r and M = M₁r² + K_σσ² exactly (with tilt, κ = κ₀ for b = B).
 
-    @property
-    def initial_gap(self) -> float:
-        """Δ."""
-        ...
-
-    @property
-    def tail(self) -> Tail | None:
-        """What is proven for large r."""
-        ...
-
-    @property
-    def largest_grad_norm(self) -> float:
-        """No gradient is longer."""
-        ...
-
-    @property
-    def scale(self) -> float:
-        """A gradient norm below which A and M change little."""
-        ...
-
-    @property
-    def noise_size(self) -> float:
-        """σ."""
-        ...
-
-    @property
-    def settings(self) -> Mapping[str, float | str]:
-        """What it is the drift of, by code name."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One step of a method: what sources and tails are made from.
-
-    Attributes:
-        rule: the clipping rule.
-        batch: B; `m`: the number of micro-batches.
-        draws: the most micro-batches to sample for one value; `seed`: what they are drawn from.
+    Returns:
+        None where the update does not grow in proportion to r.
     """
-
-    rule: Rule
-    batch: int
-    m: int
-    draws: int
-    seed: SeedSequence
-
-    @property
-    def rank(self) -> int | None:
-        """The rank of the norm that is the threshold (0 for the smallest), if it is one of them."""
-        return rank_of(self.rule, self.m)
-
-    @property
-    def clips_nothing(self) -> bool:
-        """Whether every factor is 1: no clipping, one micro-batch, or the largest norm allowed."""
-        return self.rank == self.m - 1
-
-    def source(self, problem: Problem) -> Source:
-        """The best source for a problem."""
-        if self.clips_nothing:
-            return _ClosedForm(problem, self.batch)
-        b = self.batch // self.m
-        sampled = _Sampled(
-            Pools(problem, b, self.m, self.rule, self.rank, self.seed), most=self.draws
-        )
-        layered = self.rank is not None or looks_at_own_norm(self.rule)
-        if not layered or not has_quadrature(problem.noise):
-            return sampled
-        law = MicroBatchLaw(problem, b)
-        if law.costly(0 if self.rank is None else self.m - 1):
-            return sampled
-        return _Quadrature(law=law, step=self, otherwise=sampled)
-
-    def tail(self, problem: Problem) -> Tail | None:
-        r"""For large r the noise is lost: A and M against those without noise.
-
-        Draw a step at r with the noise and, from the same numbers, one without it. A micro-batch
-        moves by ΔX = αñ + (ℓ(r) − cr) D/ℓ, ℓ(r) − cr ≤ cσ²/(2r) being what noise adds to a
-        dragger's length; so √E‖ΔX‖² ≤ κ₀ = σ√(q/b) + cσ²/(2r) √E‖D/ℓ‖². The rule maps X_j to its
-        projection on the ball of radius Q, the threshold. A projection on a ball moves by no more
-        than its argument, plus the change of the radius; and a norm of fixed rank by no more than
-        the largest ‖ΔX_i‖. So ‖Δu‖ ≤ (1/m) Σ‖ΔX_j‖ + max‖ΔX_i‖, √E‖Δu‖² ≤ κ = (1 + √m) κ₀, and
-        |A − A₁r| ≤ κ, |M − M₁r²| ≤ E‖Δu‖(2‖u₁‖ + ‖Δu‖) ≤ 2√M₁ r κ + κ².
-
-        Without clipping A = A₁r and M = M₁r² + K_σσ² exactly (with tilt, κ = κ₀ for b = B).
-
-        Returns:
-            None where the update does not grow in proportion to r.
-        """
-        if self.rank is None and not self.clips_nothing:
-            return None
-        sigma, draggers = problem.noise.sigma, problem.draggers
-        quiet = Problem(
-            loss=problem.loss,
-            noise=Gaussian(sigma=0.0),
-            draggers=draggers,
-            benign_dim=problem.benign_dim,
-            start=problem.start,
-        )
-        values = self.source(quiet).values(np.ones(1), None)
-        if self.clips_nothing and not draggers.tilt:
-            rest = self.source(problem).values(np.zeros(1), None).second_moment[0]
-            return Tail(values=values, distance=0.0, slope=0.0, constant=float(rest))
-        b, more = self.batch // self.m, 1 + math.sqrt(self.m)
-        if self.clips_nothing:
-            b, more = self.batch, 1.0
-        p, gamma = draggers.probability, draggers.coherence
-        across = math.sqrt(p / b + gamma * p**2 * (1 - 1 / b))
-        along = abs(draggers.along) * math.sqrt(p**2 + p * (1 - p) / b)
-        return Tail(
-            values=values,
-            distance=more * sigma * math.sqrt((1 - p) / b),
-            slope=more * draggers.norm_ratio * sigma**2 / 2 * (across + along),
-        )
+    if rank_of(rule, m) is None:
+        return None
+    sigma, draggers = problem.noise.sigma, problem.draggers
+    quiet = Problem(
+        loss=problem.loss,
+        noise=Gaussian(sigma=0.0),
+        draggers=draggers,
+        benign_dim=problem.benign_dim,
+        start=problem.start,
+    )
+    unclipped = rank_of(rule, m) == m - 1
+    values = source_of(quiet, rule, batch, m, draws, seed).values(np.ones(1), None)
+    if unclipped and not draggers.tilt:
+        rest = _ClosedForm(problem, batch).values(np.zeros(1), None).second_moment[0]
+        return Tail(values=values, distance=0.0, slope=0.0, constant=float(rest))
+    b, more = (batch, 1.0) if unclipped else (batch // m, 1 + math.sqrt(m))
+    p, gamma = draggers.probability, draggers.coherence
+    across = math.sqrt(p / b + gamma * p**2 * (1 - 1 / b))
+    along = abs(draggers.along) * math.sqrt(p**2 + p * (1 - p) / b)
+    with np.errstate(over="ignore"):
+        longer = float(draggers.norm_ratio * np.square(np.float64(sigma)) / 2 * (across + along))
+    return Tail(values=values, distance=more * sigma * math.sqrt((1 - p) / b), slope=more * longer)
 
 
 # ---------------------------------------------------------------------------- the three sources
+
+
+def _in_units(grad_norm: Array, sigma: float) -> tuple[Array, Array]:
+    """Units for r and σ in which no square of theirs overflows; r in these units."""
+    unit = np.maximum(grad_norm, sigma)
+    unit = np.where(unit > 0, unit, 1.0)
+    return unit, grad_norm / unit
+
+
+@np.errstate(over="ignore")
+def _out_of_units(drift: Array, unit: Array) -> Array:
+    """A and M, ``[2, …]``, from their units."""
+    return np.stack([drift[0] * unit, drift[1] * unit * unit])
 
 
 @dataclass(frozen=True)
@@ -265,150 +251,137 @@ class _ClosedForm:
     problem: Problem
     batch: int
 
-    def values(self, grad_norm: Array, relative_error: float | None) -> DriftValues:  # noqa: ARG002
-        draggers, sigma = self.problem.draggers, self.problem.noise.sigma
-        p = draggers.probability
-        length = draggers.length(grad_norm, sigma)
+    @np.errstate(over="ignore")
+    def values(self, grad_norm: Array, relative_error: float | None) -> DriftValues:
+        draggers = self.problem.draggers
+        unit, r = _in_units(grad_norm, self.problem.noise.sigma)
+        sigma, p = self.problem.noise.sigma / unit, draggers.probability
+        length = (draggers.norm_ratio if p else 0.0) * np.hypot(r, sigma)
         tilted = draggers.along * length
-        progress = (1 - p) * grad_norm + p * tilted
-        square = (1 - p) * (grad_norm**2 + sigma**2) + p * (length**2 + tilted**2)
-        product = progress**2 + draggers.coherence * (p * length) ** 2
+        progress = (1 - p) * r + p * tilted
+        square = (1 - p) * (r**2 + sigma**2) + p * (length**2 + tilted**2)
+        product = progress**2
+        if draggers.coherence:
+            product = product + draggers.coherence * (p * length) ** 2
         second = square / self.batch + (1 - 1 / self.batch) * product
-        exact = np.zeros((2, grad_norm.size))
-        return _values("closed form", grad_norm, np.stack([progress, second]), exact, 0.0)
+        drift = _out_of_units(np.stack([progress, second]), unit)
+        return DriftValues.of("closed form", grad_norm, drift, np.zeros_like(drift), relative_error)
 
 
-@dataclass(frozen=True)
-class _Quadrature:
-    """The layer cake over a law that is integrated; a sample where that does not resolve it."""
+class _Integrated:
+    """The layer cake over the law of a micro-batch, whose points serve every gradient norm."""
 
-    law: MicroBatchLaw
-    step: Step
-    otherwise: _Sampled
+    def __init__(self, problem: Problem, rule: Rule, b: int, m: int) -> None:
+        self.problem, self.rule, self.b, self.m = problem, rule, b, m
+        facts = facts_of(problem.noise)
+        self._symmetric = (facts.unimodal or facts.independent) and not problem.draggers.tilt
+        self._laws: dict[int, MicroBatchLaw] = {}
 
     def values(self, grad_norm: Array, relative_error: float | None) -> DriftValues:
-        found = [self._one(r, relative_error) for r in grad_norm.tolist()]
-        drift, errors = np.array(found).reshape(-1, 2, 2).transpose(1, 2, 0)
-        values = _values("quadrature", grad_norm, drift, errors, relative_error or 0.0)
-        if relative_error is None:
-            return values
-        # A sample is tried where the quadrature misses its aim by far, and taken if it is better.
-        natural = _natural_size(drift)
-        poor: Mask = np.logical_or.reduce(errors > max(relative_error, _GOOD) * natural)
-        if not poor.any():
-            return values
-        sampled = self.otherwise.values(grad_norm[poor], relative_error)
-        standard = [sampled.progress_standard_error, sampled.second_moment_standard_error]
-        share = (np.array(standard) / natural[:, poor]).max(axis=0)
-        better: Mask = np.less(share, (errors / natural)[:, poor].max(axis=0))
-        return _merged(values, sampled, poor, better)
+        found = np.zeros((2, 2, grad_norm.size))
+        with progress(grad_norm.size, "drift") as bar:
+            for i, r in enumerate(grad_norm.tolist()):
+                found[..., i] = self._one(r, relative_error)
+                bar.update(i + 1)
+        drift, errors = found
+        return DriftValues.of("quadrature", grad_norm, drift, errors, relative_error)
 
-    def _one(self, r: float, relative_error: float | None) -> tuple[Array, Array]:
-        """A and M at two resolutions, or three if these lie too far apart; and their errors."""
-        scale = math.hypot(r, self.law.problem.noise.sigma)
-        if scale == 0:
-            return np.zeros(2), np.zeros(2)
-        coarse = self._at_level(r, scale, LEVELS[0])
-        for level in LEVELS[1:]:
-            fine = self._at_level(r, scale, level)
-            error = _numerical_error(fine, coarse)
-            if relative_error is None or (error <= relative_error * np.abs(fine)).all():
-                break
-            coarse = fine
-        return fine, error
+    def _one(self, r: float, aim: float | None) -> Array:
+        """A and M, and their errors: from more points until these are within the aim."""
+        size = _QUICK * max(1, min(self.m // _CROWD, _MORE))
+        while True:
+            drift, error = self._from(r, size)
+            size *= _MORE
+            exact = not error.any()
+            if aim is None or exact or (error <= aim * np.abs(drift)).all() or size > _MOST:
+                return np.stack([drift, error])
 
-    def _at_level(self, r: float, scale: float, level: Resolution) -> Array:
-        m, sigma = self.step.m, self.law.problem.noise.sigma
-        if self.step.rank is not None:
-            tails = self.law.tails(r / scale, sigma / scale, level, m - 1)
-            return np.array(from_tails(tails, m, self.step.rank)) * [scale, scale**2]
-        length, unit, breaks = _length_of(self.step.rule, scale)
-        means = self.law.means(r / scale, sigma / scale, level, length, breaks)
-        return np.array(step_of_lengths(*means, m)) * [unit, unit**2]
-
-
-def _natural_size(drift: Array) -> Array:
-    """√M and M, which A and M are measured by."""
-    return np.stack([np.sqrt(np.abs(drift[1])), np.abs(drift[1])])
+    @np.errstate(over="ignore", invalid="ignore")
+    def _from(self, r: float, size: int) -> tuple[Array, Array]:
+        """A and M from so many points, and their errors."""
+        sigma = self.problem.noise.sigma
+        (unit,), (r,) = _in_units(np.array([r]), sigma)
+        if size not in self._laws:
+            self._laws[size] = MicroBatchLaw(self.problem, self.b, size)
+        points = self._laws[size].at(float(r), sigma / unit)
+        rank = rank_of(self.rule, self.m)
+        if rank is not None:
+            drift, spread = of_rank(points, self.m, rank)
+        else:
+            norms = np.minimum(points.norm * unit, _LONG)
+            lengths = norms * self.rule.factors(norms) / unit
+            drift, spread = of_lengths(points, lengths, self.m)
+        natural = np.stack([np.sqrt(np.abs(drift[1])), np.abs(drift[1])])
+        if r == 0 and self._symmetric:
+            drift[0] = spread[0] = 0.0
+        error = _TIMES * spread + np.where(spread > 0, _BY_CHANCE, 0.0) * natural
+        return _out_of_units(drift, unit), _out_of_units(error, unit)
 
 
-def _numerical_error(fine: Array, coarse: Array) -> Array:
-    """What two resolutions of A and M say about the error of the finer."""
-    gap, natural = np.abs(fine - coarse), _natural_size(fine)
-    error: Array = np.where(
-        gap > _ROUNDING * natural, _TWICE * gap + _BY_CHANCE * natural, _TWICE * gap
-    )
-    return error
-
-
-def _length_of(
-    rule: Rule, scale: float
-) -> tuple[Callable[[Array], Array], float, tuple[float, ...]]:
-    """s(x) x for x in units of `scale`, the unit that it comes in, and where panels must end."""
-    if isinstance(rule, FixedNorm):
-        threshold = rule.threshold / scale
-        return (lambda x: np.minimum(x, threshold)), scale, (threshold,)
-    epsilon = rule.epsilon / scale if isinstance(rule, UnitNorm) else 0.0
-
-    def length(x: Array) -> Array:
-        return np.divide(x, x + epsilon, out=np.zeros_like(x), where=x > 0)
-
-    # x/(x + ε) is smooth on no smaller scale than x or ε.
-    return length, 1.0, tuple(epsilon * 2.0 ** np.arange(-2, 12)) if epsilon else ()
-
-
-def _merged(values: DriftValues, others: DriftValues, where: Mask, better: Mask) -> DriftValues:
-    """The values, with some of the others (which are for the places `where`) in their place."""
-    chosen = where.copy()
-    chosen[where] = better
-    merged = {}
-    for name, array in vars(values).items():
-        merged[name] = array.copy()
-        merged[name][chosen] = vars(others)[name][better]
-    return DriftValues(**merged)
-
-
-@dataclass(frozen=True)
 class _Sampled:
-    """Estimates from pools of micro-batches."""
+    """Means over sampled steps, in blocks that are drawn when they are first needed.
 
-    pools: Pools
-    most: int
+    Nothing that is drawn depends on r, so one sample serves every gradient norm, and curves over r
+    are smooth. The mean of ⟨X, e⟩ and the share of benign examples, whose expectations are known,
+    serve as control variates: that removes the noise that would swamp A(r) at small r.
+    """
+
+    def __init__(
+        self, problem: Problem, rule: Rule, b: int, m: int, draws: int, seed: SeedSequence
+    ) -> None:
+        self.problem, self.rule, self.b, self.m, self.seed = problem, rule, b, m, seed
+        self._groups = max(_FEWEST_GROUPS, min(_GROUPS, _BLOCK // m))
+        wanted = min(_BLOCK, _EXAMPLES // (16 * b)) // (self._groups * m)
+        self._steps = self._groups * max(1, wanted)
+        self._most = max(1, min(draws, _EXAMPLES // b) // (self._steps * m))
+        self._blocks: list[StepSample] = []
+        # Without a length, an example is 0, and a micro-batch of such examples stops the smallest
+        # norm: that none is there has a known probability, and steps are drawn given that.
+        self._stops = rank_of(rule, m) == 0 and problem.draggers.norm_ratio == 0
 
     def values(self, grad_norm: Array, relative_error: float | None) -> DriftValues:
-        aim, most = (math.inf, 1) if relative_error is None else (relative_error, self.most)
-        found = [self.pools.estimate(r, aim, most) for r in grad_norm.tolist()]
-        mean = np.array([one.mean for one in found]).reshape(-1, 2).T
-        covariance = np.array([one.covariance for one in found]).reshape(-1, 2, 2)
-        errors = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)).T
-        aim = (relative_error or 0.0) * np.abs(mean)
-        within: Mask = (errors[0] <= aim[0]) & (errors[1] <= aim[1])
-        values = _values("pools", grad_norm, mean, np.zeros_like(mean), 0.0)
-        sampled = {
-            "progress_standard_error": errors[0],
-            "second_moment_standard_error": errors[1],
-            "covariance": covariance[:, 0, 1],
-            "df": np.array([float(one.df) for one in found]),
-            "delivered": within,
-        }
-        return DriftValues(**(vars(values) | sampled))
+        drift, covariance = np.zeros((2, grad_norm.size)), np.zeros((grad_norm.size, 2, 2))
+        df = np.zeros(grad_norm.size)
+        with progress(grad_norm.size, "drift, sampled") as bar:
+            for i, r in enumerate(grad_norm.tolist()):
+                drift[:, i], covariance[i], df[i] = self._one(r, relative_error)
+                bar.update(i + 1)
+        none = np.zeros_like(drift)
+        return DriftValues.of("sample", grad_norm, drift, none, relative_error, covariance, df)
+
+    def _one(self, r: float, aim: float | None) -> tuple[Array, Array, int]:
+        """A and M, their covariance and its df: from so many blocks as the aim asks for."""
+        rows = np.zeros((0, 4))
+        for number in range(1 if aim is None else self._most):
+            moments = self._block(number).moments(r, self.rule)
+            groups = moments.reshape(4, self._groups, -1).mean(axis=2).T
+            rows = np.concatenate([rows, groups])
+            mean, covariance, df = _regressed(rows)
+            if (np.sqrt(np.diag(covariance)) <= (aim or 0.0) * np.abs(mean)).all():
+                break
+        p_empty = self.problem.draggers.probability**self.b if self._stops else 0.0
+        units = max(r, self.problem.noise.sigma) or 1.0
+        scale = (1 - p_empty) ** self.m * np.array([units, units**2])
+        return mean * scale, covariance * np.multiply.outer(scale, scale), df
+
+    def _block(self, number: int) -> StepSample:
+        while len(self._blocks) <= number:
+            rng = stream(self.seed, len(self._blocks))
+            shape = (self._steps, self.m)
+            sample = StepSample.of(self.problem, self.b, shape, rng, without_empty=self._stops)
+            self._blocks.append(sample)
+        return self._blocks[number]
 
 
-def _values(
-    method: str, grad_norm: Array, drift: Array, errors: Array, relative_error: float
-) -> DriftValues:
-    """Values that are not sampled, from A and M and their numerical errors, ``[2, points]``."""
-    zero, aim = np.zeros_like(grad_norm), relative_error * np.abs(drift)
-    return DriftValues(
-        grad_norm=grad_norm,
-        progress=drift[0],
-        second_moment=drift[1],
-        progress_standard_error=zero,
-        second_moment_standard_error=zero,
-        covariance=zero,
-        progress_numerical_error=errors[0],
-        second_moment_numerical_error=errors[1],
-        df=np.full_like(grad_norm, math.inf),
-        method=np.full(grad_norm.shape, method),
-        delivered=(errors[0] <= aim[0]) & (errors[1] <= aim[1]),
-    )
+def _regressed(rows: Array) -> tuple[Array, Array, int]:
+    """Means of A and M at the expectations of the controls, by regression over groups of steps."""
+    targets, controls = rows[:, :2], rows[:, 2:]
+    controls = controls[:, np.ptp(controls, axis=0) > 0]
+    design = np.concatenate([np.ones((len(rows), 1)), controls], axis=1)
+    scale = np.abs(design).max(axis=0)
+    coefficients, *_ = np.linalg.lstsq(design / scale, targets)
+    rest = targets - (design / scale) @ coefficients
+    df = len(rows) - design.shape[1]
+    # The variance of the intercept: a little more than 1/groups, for controls are not balanced.
+    leverage = np.linalg.pinv((design / scale).T @ (design / scale))[0, 0]
+    return coefficients[0] / scale[0], leverage * (rest.T @ rest) / df, df

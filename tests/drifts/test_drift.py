@@ -14,11 +14,9 @@ import mbsim
 from mbsim import statistics
 from mbsim._shared.seeds import seed_sequence
 from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, UnitNorm
-from mbsim.drifts import layer_cake, random_walk
+from mbsim.drifts import layer_cake, sources, walks
 from mbsim.drifts.drift import drift, drifts
-from mbsim.drifts.micro_batch_law import MicroBatchLaw
-from mbsim.drifts.norm_laws import LEVELS
-from mbsim.drifts.pools import Pools
+from mbsim.drifts.law import MicroBatchLaw, Points
 from mbsim.errors import InvalidArgument
 from mbsim.problems.noise import Exponential, Gaussian, StudentT, TwoPoint
 
@@ -249,7 +247,7 @@ def test_every_mini_batch_of_a_tiny_problem(rule, gamma):
         np.testing.assert_allclose([found.progress, found.second_moment], expected, rtol=1e-12)
 
 
-def subset_step(along, shared, norms, rank):
+def step_of_atoms(along, shared, norms, rank):
     length = np.minimum(norms, np.sort(norms)[rank])
     pairs = sum(
         (c * length / norms).sum() ** 2 - np.square(c * length / norms).sum()
@@ -258,20 +256,54 @@ def subset_step(along, shared, norms, rank):
     return (along * length / norms).sum(), np.square(length).sum() + pairs
 
 
-def test_pool_estimates_are_the_means_over_all_subsets():
+def test_the_layer_cake_is_the_mean_over_all_steps_of_a_discrete_law():
     rng = np.random.default_rng(4)
-    along, shared = rng.normal(size=(2, 7))
-    norms = np.sqrt(along**2 + shared**2 + rng.random(7))
-    pool = layer_cake.Pool(along=along[None], shared=shared[None], norms=norms[None])
-    for m in (1, 2, 4, 7):
+    along, shared = rng.normal(size=(2, 5))
+    norms = np.sqrt(along**2 + shared**2 + rng.random(5))
+    order = np.argsort(norms)
+    along, shared, norms, weight = (
+        along[order],
+        shared[order],
+        norms[order],
+        rng.dirichlet(np.ones(5)),
+    )
+    exact = np.full(5, -1)
+    points = Points(along, shared, norms, weight, exact, weight)
+    for m in (1, 2, 3, 5):
         for rank in range(m):
-            steps = [
-                subset_step(along[list(some)], shared[list(some)], norms[list(some)], rank)
-                for some in itertools.combinations(range(7), m)
-            ]
-            progress, second = layer_cake.from_pool(pool, m, rank)
-            expected = np.mean(steps, axis=0) / [m, m**2]
-            np.testing.assert_allclose([progress[0], second[0]], expected, rtol=1e-12)
+            total = np.zeros(2)
+            for some in map(list, itertools.product(range(5), repeat=m)):
+                step = step_of_atoms(along[some], shared[some], norms[some], rank)
+                total += weight[some].prod() * np.array(step) / [m, m**2]
+            found, errors = layer_cake.of_rank(points, m, rank)
+            np.testing.assert_allclose(found, total, rtol=1e-12)
+            assert not errors.any()
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_influences_are_derivatives_in_the_weights(rank):
+    """What the stated errors rest on, against differences: each point made a little likelier."""
+    rng = np.random.default_rng(5)
+    along, shared = rng.normal(size=(2, 8))
+    norms = np.sort(np.sqrt(along**2 + shared**2 + rng.random(8)))
+    part, weight = np.arange(8), np.full(8, 1 / 8)
+    seen = []
+
+    class Watched(Points):
+        def error_of_mean(self, values):
+            seen.append(values)
+            return 0.0
+
+    layer_cake.of_rank(Watched(along, shared, norms, weight, part, weight), 6, rank)
+    for moment, influence in enumerate(seen):
+        for i in range(8):
+            ends = []
+            for h in (-1e-6, 1e-6):
+                changed = weight + h * (np.arange(8) == i) - h / 8
+                points = Points(along, shared, norms, changed, part, changed)
+                ends.append(layer_cake.of_rank(points, 6, rank)[0][moment])
+            slope = (ends[1] - ends[0]) / 2e-6
+            assert slope == pytest.approx(influence[i] - influence.mean(), abs=1e-6)
 
 
 def test_sgd_and_one_micro_batch_have_theorem_1_s_drift():
@@ -316,11 +348,9 @@ def test_pooling_over_the_common_direction_is_wrong():
     """Section 7: what draggers share must stay in the second moment."""
     made = problem(Gaussian(sigma=0.5), p=0.4, c=4.0, gamma=0.8)
     right = drift(made, clip(4), batch_size=8).second_moment(0.5)
-    law = MicroBatchLaw(made, 4)
-    scale = math.hypot(0.5, 0.5)
-    tails = law.tails(0.5 / scale, 0.5 / scale, LEVELS[1], 1)
-    blind = type(tails)(**{**vars(tails), "shared": np.zeros_like(tails.t)})
-    wrong = layer_cake.from_tails(blind, 2, 0)[1] * scale**2
+    points = MicroBatchLaw(made, 4, 2**15).at(1.0, 1.0)
+    blind = Points(**{**vars(points), "shared": np.zeros_like(points.norm)})
+    wrong = layer_cake.of_rank(blind, 2, 0)[0][1] * 0.5**2
     assert wrong < 0.85 * right
     _, square = plain_steps(made, SmallestNorm(), 4, 2, 0.5, 20000, np.random.default_rng(5))
     assert agrees(square, right, 0.0)
@@ -360,53 +390,65 @@ def test_floor_is_where_a_run_on_half_w_squared_stops(micro_batch_size):
 # ------------------------------------------------------------- the parts of the quadrature
 
 
-@pytest.mark.parametrize("dimensions", [1, 2, 3, 7, 31, 1000])
+SHARES = (np.arange(2**16) + 0.5) / 2**16
+
+
+@pytest.mark.parametrize("dimensions", [2, 3, 7, 31, 1000])
 def test_squared_lengths_have_the_moments_of_a_random_walk(dimensions):
-    for k, law in enumerate(random_walk.squared_lengths(dimensions, 40)):
-        nodes, weights = law.rule
-        mean = weights @ nodes
-        assert mean == pytest.approx(k, abs=1e-11)
-        # E|S|⁴ = k² + 2k(k−1)/N; rules are exact for polynomials of degree 47.
-        assert weights @ (nodes - k) ** 2 == pytest.approx(2 * k * (k - 1) / dimensions, abs=1e-9)
-        assert nodes.min() >= 0
-        assert nodes.max() <= k**2 * (1 + 1e-12)
+    for k in (2, 3, 5, 10, 40, 300, 3000):
+        found = walks.squared_length(dimensions, k, SHARES)
+        # E|S|⁴ = k² + 2k(k−1)/N. Means of bins have these moments exactly; that values move within
+        # a bin adds to the variance what 512 bins leave of it.
+        assert found.mean() == pytest.approx(k, rel=2e-4)
+        assert found.var() == pytest.approx(2 * k * (k - 1) / dimensions, rel=3e-3)
+        assert (np.diff(found) >= 0).all()
+        assert found.min() >= 0
+        assert found.max() <= k**2
+
+
+def test_directions_on_a_line_are_listed():
+    for k in range(2, 40):
+        values, weights = walks.line_walk(k)
+        assert weights @ values == pytest.approx(k, abs=1e-11)
+        assert weights @ (values - k) ** 2 == pytest.approx(2 * k * (k - 1), rel=1e-11)
 
 
 @pytest.mark.parametrize("dimensions", [2, 3, 8, 31, 200])
-def test_transform_of_two_directions_is_a_bessel_function(dimensions):
-    law = random_walk.squared_lengths(dimensions, 2)[2]
-    omega = np.linspace(0, 0.9 * law.band(20.0), 30)
-    found = random_walk.transforms([law], omega[1], 30)[:, 0]
+def test_two_directions_have_the_law_of_their_cosine(dimensions):
+    omega = np.linspace(0, 3 * math.sqrt(dimensions), 30)
+    found = np.exp(1j * omega[:, None] * walks.squared_length(dimensions, 2, SHARES)).mean(axis=1)
     # |S_2|² = 2 + 2C, and E exp(iτC) = Γ(N/2)(2/τ)^(N/2−1) J_{N/2−1}(τ).
     expected = np.exp(2j * omega) * special.hyp0f1(dimensions / 2, -np.square(omega))
-    # 1e-4: what a rule of 24 points may miss at the end of its band (it is far better before).
+    # 1e-4: between its exact quantiles the law is interpolated.
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    np.testing.assert_allclose(found[:15], expected[:15], atol=1e-9)
 
 
-@pytest.mark.parametrize(("dimensions", "k"), [(3, 6), (8, 3), (31, 5), (31, 40), (300, 4)])
-def test_transform_of_many_directions_agrees_with_sampled_walks(dimensions, k):
-    law = random_walk.squared_lengths(dimensions, k)[k]
+@pytest.mark.parametrize(
+    ("dimensions", "k"), [(3, 6), (8, 3), (31, 5), (31, 40), (300, 4), (5, 200)]
+)
+def test_lengths_of_many_directions_agree_with_sampled_walks(dimensions, k):
     rng = np.random.default_rng(7)
-    sums = unit_vectors((20000, k), dimensions, rng).sum(axis=1) if k * dimensions < 2000 else None
-    if sums is None:
-        sums = sum(unit_vectors((20000,), dimensions, rng) for _ in range(k))
+    sums = sum(unit_vectors((20000,), dimensions, rng) for _ in range(k))
     squares = np.square(sums).sum(axis=1)
-    step = 1.5 / law.deviation
-    found = random_walk.transforms([law], step, 4)[:, 0]
+    found = walks.squared_length(dimensions, k, SHARES)
+    step = 1.5 / math.sqrt(2 * k * (k - 1) / dimensions)
     for j in range(1, 4):
         for part in (np.real, np.imag):
-            assert agrees(part(np.exp(1j * j * step * squares)), part(found[j]), 0.0, 1e-5)
+            mean = part(np.exp(1j * j * step * found)).mean()
+            assert agrees(part(np.exp(1j * j * step * squares)), mean, 0.0, 1e-4)
+    # Control: an eighth of the directions fewer is noticed.
+    fewer = np.exp(1j * step * walks.squared_length(dimensions, k - max(1, k // 8), SHARES))
+    assert not agrees(np.imag(np.exp(1j * step * squares)), np.imag(fewer).mean(), 0.0, 1e-4)
 
 
-def smallest_of_lengths(rule, m):
-    """E min |S_k| over m independent walks, for a discrete law of |S_k|²."""
-    survival = np.append(1.0, 1 - np.cumsum(rule[1])).clip(0, 1)[:-1]
-    return np.diff(np.append(0.0, np.sqrt(rule[0]))) @ survival**m
+def smallest_of_lengths(k, m):
+    """E min |S_k| over m independent walks in space: m ∫ q(u) (1 − u)^(m−1) du, q the quantiles."""
+    share = -np.expm1(np.log1p(-SHARES) / m)  # of the smallest of m
+    return np.sqrt(walks.squared_length(3, k, share)).mean()
 
 
 @pytest.mark.parametrize("k", [2, 3, 6])
-def test_binned_walks_have_the_lengths_of_walks_in_space(k):
+def test_walks_have_the_lengths_of_walks_in_space(k):
     """In 3 dimensions a coordinate of S_k is a sum of k uniform variables, with distribution F and
     density f, and P(|S_k| ≤ s) = F(s) − F(−s) − 2 s f(s)."""
     s, j = np.linspace(0, k, 100_001), np.arange(k + 1)
@@ -419,44 +461,62 @@ def test_binned_walks_have_the_lengths_of_walks_in_space(k):
     below = powers(s, k) - powers(-s, k) - s * powers(s, k - 1)
     for m in (1, 8, 64):
         exact = np.trapezoid(np.clip(1 - below, 0, 1) ** m, s)
-        found = smallest_of_lengths(random_walk.binned(3, k, 512), m)
-        # What the module claims of 512 bins; 1e-5 where m is 1.
-        assert found == pytest.approx(exact, rel=max((m / 512) ** 2, 1e-5))
-    # Control: a Gauss rule has the moments, but no tail that a minimum of many could use.
-    coarse = random_walk.squared_lengths(3, k)[k].rule
-    assert smallest_of_lengths(coarse, 64) != pytest.approx(exact, rel=0.02)
+        found = smallest_of_lengths(k, m)
+        # What bins leave of the least of many; 1e-4 where m is 1.
+        assert found == pytest.approx(exact, rel=max((m / 512) ** 2, 1e-4))
+    # Control: a chi-square law has the moments, but not this tail.
+    share = -np.expm1(np.log1p(-SHARES) / 64)
+    other = np.sqrt(special.gammaincinv(1.5, share) * k / 1.5).mean()
+    assert other != pytest.approx(exact, rel=0.02)
 
 
 @pytest.mark.parametrize(
     ("n", "r"), [(1, 0.0), (1, 0.7), (3, 0.3), (15, 0.5), (16, 0.0), (40, 0.9)]
 )
 def test_benign_norms_have_a_noncentral_chi_square_law(n, r):
-    """Radial densities below 16 dimensions and cosine series from there on, against SciPy."""
-    law = MicroBatchLaw(problem(Gaussian(sigma=1.0), n=n, p=0.0), 4)
+    """Points against SciPy: the largest distance of two distribution functions."""
+    law = MicroBatchLaw(problem(Gaussian(sigma=1.0), n=n, p=0.0), 4, 2**14)
     sigma = math.sqrt(1 - r**2)
-    tails = law.tails(r, sigma, LEVELS[1])
+    points = law.at(r, sigma)
     variance = sigma**2 / (4 * n)
-    expected = stats.ncx2.sf(tails.t**2 / variance, n, r**2 / variance)
+    expected = stats.ncx2.cdf(points.norm**2 / variance, n, r**2 / variance)
     if r == 0:
-        expected = stats.chi2.sf(tails.t**2 / variance, n)
-    # 1e-6: a thousandth of the relative error that is asked for by default. Most of it is the
-    # cutting off of the series.
-    np.testing.assert_allclose(tails.survival, expected, atol=1e-6)
+        expected = stats.chi2.cdf(points.norm**2 / variance, n)
+    found = np.cumsum(points.weight)
+    assert np.abs(found - expected).max() < 4e-3
+    # Where norms are short and points are more, three points' weight.
+    short = expected < 0.01
+    assert np.abs(found - expected)[short].max() < 4e-4
+    half = (points.norm < points.norm[points.norm.size // 2]).astype(float)
+    assert points.error_of_mean(half) < 4e-3
 
 
 def test_price_and_value_do_not_depend_on_the_dimension():
     """Draggers in 10^5 dimensions: |S_k|² is k, but for 1/√N; against the sampled drift."""
     made = problem(Gaussian(sigma=1.0), n=40, walk=10**5, p=0.1, c=5.0)
     found = drift(made, clip(8), batch_size=64).at(0.5)
-    pools = Pools(made, 8, 8, SmallestNorm(), 0, seed_sequence(8)).estimate(0.5, 1.0, 2**17)
-    errors = np.sqrt(np.diag(pools.covariance))
     assert found.method == "quadrature"
     assert found.delivered
-    gaps = np.abs(pools.mean - [found.progress, found.second_moment])
-    assert (gaps <= -special.stdtrit(pools.df, RATE / 2) * errors).all()
+    assert within_errors(found, sampled(made, 8, 8, 8).values(np.array([0.5]), 1e-9), RATE)
 
 
 # ------------------------------------------------------------- errors are what they claim to be
+
+
+def sampled(made, b, m, seed, draws=2**17):
+    """The drift from sampled steps, for a law that would be integrated."""
+    return sources._Sampled(made, SmallestNorm(), b, m, draws, seed_sequence(seed))
+
+
+def within_errors(found, estimate, rate):
+    """Whether an integrated and a sampled drift agree within the errors that they state."""
+    reach = -special.stdtrit(estimate.df, rate / 2)
+    return all(
+        np.abs(getattr(found, name) - getattr(estimate, name))
+        <= reach * getattr(estimate, f"{name}_standard_error")
+        + getattr(found, f"{name}_numerical_error")
+        for name in ("progress", "second_moment")
+    )
 
 
 MUTUAL = (
@@ -474,31 +534,32 @@ MUTUAL = (
 
 
 @pytest.mark.parametrize(("noise", "numbers", "b", "batch"), MUTUAL)
-def test_quadrature_and_pools_agree(noise, numbers, b, batch):
+def test_quadrature_and_sampled_steps_agree(noise, numbers, b, batch):
     made = problem(noise, **numbers)
-    one = drift(made, clip(b), batch_size=batch)
-    pools = Pools(made, b, batch // b, SmallestNorm(), 0, seed_sequence(9))
+    one, other = drift(made, clip(b), batch_size=batch), sampled(made, b, batch // b, 9)
     for r in (0.02, 0.4, 3.0):
-        found, estimate = one.at(r), pools.estimate(r, 1.0, 2**17)
+        found = one.at(r)
         assert found.method == "quadrature"
-        gaps = np.abs(estimate.mean - [found.progress, found.second_moment])
-        errors = np.sqrt(np.diag(estimate.covariance))
-        assert (gaps <= -special.stdtrit(estimate.df, RATE / 4) * errors).all(), r
+        assert within_errors(found, other.values(np.array([r]), 1e-9), RATE / 2), r
 
 
-def test_standard_errors_of_pools_are_calibrated():
+def test_standard_errors_of_samples_are_calibrated():
     """Squared errors over their variances, added up over seeds, follow their law."""
     made = problem(Gaussian(sigma=1.0), n=8, walk=9, p=0.2, c=4.0, gamma=0.4)
-    found = drift(made, clip(4), batch_size=32).at(0.3)
+    found = drift(made, clip(4), batch_size=32).at(0.3, relative_error=1e-5)
     truth, squares, halved = np.array([found.progress, found.second_moment]), 0.0, 0.0
     for seed in range(40):
-        estimate = Pools(made, 4, 8, SmallestNorm(), 0, seed_sequence(seed)).estimate(0.3, 1.0, 1)
-        gap = estimate.mean - truth
-        squares += gap @ np.linalg.solve(estimate.covariance, gap)
-        halved += gap @ np.linalg.solve(estimate.covariance / 4, gap)
+        one = sampled(made, 4, 8, seed, draws=1).values(np.array([0.3]), None)
+        gap = np.array([one.progress[0], one.second_moment[0]]) - truth
+        covariance = (
+            np.diag([one.progress_standard_error[0], one.second_moment_standard_error[0]]) ** 2
+        )
+        covariance += one.covariance[0] * (1 - np.eye(2))
+        squares += gap @ np.linalg.solve(covariance, gap)
+        halved += gap @ np.linalg.solve(covariance / 4, gap)
     # With df degrees of freedom the sum of 40 has mean 80 df/(df − 3) and about the law of that
     # multiple of a chi-square of 80.
-    ends = stats.chi2(80).ppf([RATE / 2, 1 - RATE / 2]) * estimate.df / (estimate.df - 3)
+    ends = stats.chi2(80).ppf([RATE / 2, 1 - RATE / 2]) * one.df[0] / (one.df[0] - 3)
     assert ends[0] < squares < ends[1]
     assert not ends[0] < halved < ends[1]
 

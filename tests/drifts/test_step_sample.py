@@ -10,9 +10,9 @@ from scipy import integrate, stats
 
 import mbsim
 from mbsim import theory
-from mbsim.drifts import step_sample as module
+from mbsim.drifts import steps as module
 from mbsim.drifts.drift import drift
-from mbsim.drifts.step_sample import measured_values, step_sample
+from mbsim.drifts.steps import measured_values, step_sample
 from mbsim.errors import InvalidArgument
 from mbsim.problems.noise import Exponential, Gaussian, StudentT, TwoPoint
 

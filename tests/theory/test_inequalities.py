@@ -18,7 +18,7 @@ from scipy import stats
 import mbsim
 from mbsim import theory
 from mbsim.drifts.drift import drift
-from mbsim.drifts.step_sample import step_sample
+from mbsim.drifts.steps import step_sample
 from mbsim.problems.noise import Exponential, Gaussian, StudentT, TwoPoint
 from mbsim.theory import Formula, symbols
 

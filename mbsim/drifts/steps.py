@@ -1,4 +1,4 @@
-r"""What the theorems ask about a step and no formula gives: measured on independent sampled steps.
+r"""Independent sampled steps: progress and second moment, and what the theorems ask besides.
 
 A step at gradient norm r has m micro-batches; micro-batch j has a share α_j of benign examples, a
 benign part Y_j, a dragger part D_j, a norm x_j and, across the gradient, a length h_j with h_j² =
@@ -18,6 +18,9 @@ benign part Y_j, a dragger part D_j, a norm x_j and, across the gradient, a leng
 with v_k the variance, given k draggers, of the mean noise along the gradient. A micro-batch is
 drawn as a few scalars that do not depend on r (:mod:`mbsim.problems.micro_batches`), so one sample
 serves every r, and curves over r are smooth. Source: the theory page, sections 5.1 to 5.3 and 6.
+
+Where the law of a micro-batch is known the drift is integrated from it (:mod:`mbsim.drifts.law`),
+and sampled steps are a witness that shares no formula with it; else the drift is theirs.
 """
 
 from __future__ import annotations
@@ -25,14 +28,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import fields
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim._shared.values import value
+from mbsim.clipping import Rule
 from mbsim.errors import (
     InvalidArgument,
     check_array,
@@ -43,8 +47,9 @@ from mbsim.errors import (
     shown,
 )
 from mbsim.problems.micro_batches import MicroBatches, draw_micro_batches
-from mbsim.problems.noise import NoiseLaw, TwoPoint, facts_of
+from mbsim.problems.noise import NoiseLaw, facts_of
 from mbsim.problems.problem import Problem
+from mbsim.statistics import t_quantile
 
 __all__ = [
     "Estimates",
@@ -61,8 +66,12 @@ Array = NDArray[np.float64]
 _CAP = 0.75
 # Fewer steps than this say little about their own spread; and the most micro-batches in memory.
 _FEWEST_STEPS, _MOST_DRAWS = 64, 2**25
-# Atoms beyond so many rare examples in a micro-batch are as good as never met.
+# How often micro-batches of draggers alone are drawn anew where there should be none.
+_MOST_REDRAWS = 100
+# The most atoms that are looked at.
 _MOST_ATOMS = 16
+# Norms beyond this are as good as infinite to a rule.
+_LONG = 1e300
 # How often the upper limit on σ_e of a noise law that is not known here may be too small.
 _UNKNOWN_LAW = 1e-9
 
@@ -83,15 +92,11 @@ class Estimates:
 
     def low(self, tail: float) -> Array:
         """Lower limits: each is above the truth with probability `tail` (Student)."""
-        return self.mean - _quantile(self.df, tail) * self.standard_error
+        return self.mean - t_quantile(self.df, tail) * self.standard_error
 
     def high(self, tail: float) -> Array:
         """Upper limits: each is below the truth with probability `tail` (Student)."""
-        return self.mean + _quantile(self.df, tail) * self.standard_error
-
-
-def _quantile(df: int, tail: float) -> float:
-    return -float(special.stdtrit(df, tail))
+        return self.mean + t_quantile(self.df, tail) * self.standard_error
 
 
 @value
@@ -106,8 +111,7 @@ class StepQuantities:
         shortest_benign_share: q*.
         progress_rate: Λ. Where noise along the gradient is symmetric and, given k, independent of
             the rest, A(r) ≥ Λ r; for other noise it is a number without such a meaning.
-        progress: A(r); `second_moment`: M(r). They are plain averages over steps and share no
-            formula with :func:`mbsim.drifts.drift.drift`, so each is a witness for the other.
+        progress: A(r); `second_moment`: M(r), of the smallest norm.
     """
 
     grad_norm: Array
@@ -133,6 +137,27 @@ class StepSample:
     problem: Problem
     micro_batch_size: int
     drawn: MicroBatches
+
+    @classmethod
+    def of(
+        cls,
+        problem: Problem,
+        micro_batch_size: int,
+        shape: tuple[int, int],
+        rng: Generator,
+        *,
+        without_empty: bool = False,
+    ) -> StepSample:
+        """Steps drawn from `rng`; `without_empty`, given that no micro-batch is draggers alone."""
+        drawn = draw_micro_batches(problem, micro_batch_size, shape, rng)
+        for _ in range(_MOST_REDRAWS if without_empty else 0):
+            empty = drawn.benign == 0
+            if not empty.any():
+                break
+            again = draw_micro_batches(problem, micro_batch_size, (int(empty.sum()),), rng)
+            for name, array in vars(drawn).items():
+                array[empty] = vars(again)[name]
+        return cls(problem, micro_batch_size, drawn)
 
     @property
     def steps(self) -> int:
@@ -175,7 +200,7 @@ class StepSample:
         check_finite("grad_norm", r)
         if r.min() <= 0:
             raise InvalidArgument(f"grad_norm={shown(grad_norm)} must be above 0")
-        found = [_summary(self._of_steps(one)) for one in r.ravel().tolist()]
+        found = [_summary(self._quantities(one)) for one in r.ravel().tolist()]
         names = [field.name for field in fields(StepQuantities)][1:]
         means, errors = np.moveaxis(np.array(found), 0, -1).reshape(2, len(names), *r.shape)
         estimates = {
@@ -184,40 +209,96 @@ class StepSample:
         }
         return StepQuantities(grad_norm=r, **estimates)
 
-    def _of_steps(self, grad_norm: float) -> Array:
-        """Every quantity of every step, ``[8, steps]`` in the order of :class:`StepQuantities`."""
-        sigma, draggers = self.problem.noise.sigma, self.problem.draggers
-        # In units of √(r² + σ²), in which no square overflows or vanishes.
-        unit = math.hypot(grad_norm, sigma)
-        r, length = grad_norm / unit, draggers.norm_ratio
-        alpha, across = self.drawn.benign, self.drawn.across / unit
-        along = alpha * r + self.drawn.noise / unit
-        shared, own = self.drawn.shared * length, self.drawn.own * length
-        dragger = np.hypot(shared, own)
-        h, benign = np.hypot(across, dragger), np.hypot(along, across)
-        x = np.hypot(benign, dragger)
+    def _at(self, grad_norm: float) -> _Parts:
+        """The micro-batches at one gradient norm."""
+        sigma, draggers, drawn = self.problem.noise.sigma, self.problem.draggers, self.drawn
+        # In a unit in which no square of r and σ overflows or vanishes.
+        unit = max(grad_norm, sigma) or 1.0
+        r, length = (
+            grad_norm / unit,
+            draggers.norm_ratio * math.hypot(grad_norm / unit, sigma / unit),
+        )
+        across = drawn.across / unit
+        along = drawn.benign * r + drawn.noise / unit
+        if draggers.tilt:
+            along += (1 - drawn.benign) * (draggers.along * length)
+        shared, own = drawn.shared * length, drawn.own * length
+        h = np.hypot(across, np.hypot(shared, own))
+        return _Parts(unit, r, along, across, shared, own, h, np.hypot(along, h))
 
-        cosine, (shortest, next_one) = _ratio(benign, x), _two_smallest(x)
-        floor = np.minimum(np.hypot(alpha * r, dragger).min(axis=1), r) / r
-        variance = alpha * ((self.sigma_along / unit) ** 2 / self.micro_batch_size)
-        spread = h**2 + variance + np.square(alpha * r) / 3
-        rate = alpha * h.min(axis=1, keepdims=True) * _ratio(h**2, spread**1.5)
-        # ‖u‖² given the scalars: lengths across e and across h point anywhere, independently.
-        factor = _ratio(shortest[:, None], x) / x.shape[1]
-        squares = np.square((factor * along).sum(axis=1)) + np.square((factor * shared).sum(axis=1))
-        squares += (np.square(factor * across) + np.square(factor * own)).sum(axis=1)
+    def moments(self, grad_norm: float, rule: Rule) -> Array:
+        """⟨u, e⟩ and E‖u‖² given the scalars of every step, in a unit that comes with them.
+
+        Besides two controls, whose expectations are 0: the mean of ⟨X, e⟩ and the share of benign
+        examples, less what they are on average.
+
+        Args:
+            grad_norm: r ≥ 0.
+            rule: the clipping rule.
+
+        Returns:
+            ``[4, steps]``.
+        """
+        x, draggers = self._at(grad_norm), self.problem.draggers
+        norms = np.minimum(x.norm * x.unit, _LONG)
+        factors = rule.factors(norms)
+        progress, second = _moments(x, factors)
+        benign = 1 - draggers.probability
+        sigma = self.problem.noise.sigma / x.unit
+        length = draggers.norm_ratio * math.hypot(x.r, sigma)
+        expected = benign * x.r + (1 - benign) * draggers.along * length
+        controls = x.along.mean(axis=1) - expected, self.drawn.benign.mean(axis=1) - benign
+        return np.stack([progress, second, *controls])
+
+    def _quantities(self, grad_norm: float) -> Array:
+        """Every quantity of every step, ``[8, steps]`` in the order of :class:`StepQuantities`."""
+        x, alpha = self._at(grad_norm), self.drawn.benign
+        dragger = np.hypot(x.shared, x.own)
+        cosine = _ratio(np.hypot(x.along, x.across), x.norm)
+        shortest, next_one = _two_smallest(x.norm)
+        floor = np.minimum(np.hypot(alpha * x.r, dragger).min(axis=1), x.r) / x.r
+        variance = alpha * ((self.sigma_along / x.unit) ** 2 / self.micro_batch_size)
+        spread = x.h**2 + variance + np.square(alpha * x.r) / 3
+        rate = alpha * x.h.min(axis=1, keepdims=True) * _ratio(x.h**2, spread**1.5)
+        progress, second = _moments(x, _ratio(shortest[:, None], x.norm))
         return np.stack(
             [
-                _CAP * _mean_capped(shortest, next_one, _CAP * r, x.shape[1]),
-                (cosine * (x >= _CAP * r)).mean(axis=1),
+                _CAP * _mean_capped(shortest, next_one, _CAP * x.r, x.norm.shape[1]),
+                (cosine * (x.norm >= _CAP * x.r)).mean(axis=1),
                 cosine.mean(axis=1) * floor,
                 cosine.mean(axis=1),
-                np.take_along_axis(alpha, x.argmin(axis=1, keepdims=True), axis=1)[:, 0],
+                np.take_along_axis(alpha, x.norm.argmin(axis=1, keepdims=True), axis=1)[:, 0],
                 rate.mean(axis=1),
-                (factor * along).sum(axis=1) * unit,
-                squares * unit**2,
+                progress * x.unit,
+                second * x.unit**2,
             ]
         )
+
+
+class _Parts(NamedTuple):
+    """Micro-batches at one gradient norm, ``[steps, m]`` each, in units of `unit`.
+
+    `along` e and `across` it, along h (`shared`) and across it in the draggers' frame (`own`); `h`
+    is all but `along`, and `norm` is ‖X‖.
+    """
+
+    unit: float
+    r: float
+    along: Array
+    across: Array
+    shared: Array
+    own: Array
+    h: Array
+    norm: Array
+
+
+def _moments(x: _Parts, factors: Array) -> tuple[Array, Array]:
+    """⟨u, e⟩ and E‖u‖² given the scalars: what is across e and across h points anywhere."""
+    factors = factors / factors.shape[1]
+    progress = (factors * x.along).sum(axis=1)
+    second = np.square(progress) + np.square((factors * x.shared).sum(axis=1))
+    second += (np.square(factors * x.across) + np.square(factors * x.own)).sum(axis=1)
+    return progress, second
 
 
 def _two_smallest(x: Array) -> tuple[Array, Array]:
@@ -308,8 +389,7 @@ def step_sample(
             f"batch_size={batch_size} with micro_batch_size={micro_batch_size} and draws={draws} "
             f"would draw {shape[0] * m:,} micro-batches, and at most {_MOST_DRAWS:,} are drawn"
         )
-    drawn = draw_micro_batches(problem, int(micro_batch_size), shape, generator)
-    return StepSample(problem, int(micro_batch_size), drawn)
+    return StepSample.of(problem, int(micro_batch_size), shape, generator)
 
 
 def norms_near_atoms(problem: Problem, micro_batch_size: int) -> Array:
@@ -318,15 +398,13 @@ def norms_near_atoms(problem: Problem, micro_batch_size: int) -> Array:
     Two-point noise without an isotropic share takes few values; where its mean over a micro-batch
     can be −r, norms are 0 with some probability, and ω and the like dip. Empty for other noise.
     """
-    noise, b = problem.noise, micro_batch_size
-    if type(noise) is not TwoPoint or noise.isotropic_share or noise.sigma == 0:
+    facts, noise = facts_of(problem.noise), problem.noise
+    law = facts.along(micro_batch_size) if facts.along and facts.isotropic_share == 0 else None
+    if law is None or callable(law) or noise.sigma == 0:
         return np.zeros(0)
-    up, down = math.sqrt((1 - noise.rare) / noise.rare), math.sqrt(noise.rare / (1 - noise.rare))
-    rare = np.arange(min(b, _MOST_ATOMS) + 1)
-    atoms = noise.sigma * ((b - rare) * down - rare * up) / b
-    atoms = np.concatenate([atoms, noise.sigma * (rare * down - (b - rare) * up) / b])
-    atoms = np.unique(atoms[atoms > 0])
-    return np.unique(np.multiply.outer(atoms, [0.97, 0.995, 1.0, 1.005, 1.03]))
+    atoms = np.unique(-noise.sigma / micro_batch_size * law[0])
+    atoms = atoms[atoms > 0]
+    return np.unique(np.multiply.outer(atoms[-_MOST_ATOMS:], [0.97, 0.995, 1.0, 1.005, 1.03]))
 
 
 # Quantities that must be at most what they are at every r visited, and where they are found; of

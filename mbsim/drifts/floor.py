@@ -1,0 +1,105 @@
+"""The level at which a run with a constant step size stops: the largest root of r A = (ηL/2) M."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy import interpolate, optimize
+
+from mbsim.drifts.curve import MOST_NODES, Curve, Descends, Descent, Far, error_of_f
+from mbsim.errors import check_number
+from mbsim.statistics import Interval
+
+__all__ = ["floor", "floor_interval"]
+
+
+def floor(drift: Descends, *, step_size: float) -> float:
+    """The largest root of f; see :meth:`mbsim.drifts.drift.Drift.floor`."""
+    return _floors(drift, step_size, 1e-6, (0.0,))[0][0]
+
+
+def floor_interval(
+    drift: Descends, *, step_size: float, false_positive_rate: float = 1e-6
+) -> Interval:
+    """The largest root of f with its interval; see :class:`mbsim.drifts.drift.Drift`."""
+    rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
+    (high, estimate, low), df = _floors(drift, step_size, rate, (-1.0, 0.0, 1.0))
+    reach = (high - low) / 2
+    return Interval(
+        estimate=estimate,
+        low=low,
+        high=high,
+        standard_error=reach if math.isfinite(df) and math.isfinite(reach) else 0.0,
+        false_positive_rate=rate,
+        df=df,
+    )
+
+
+def _floors(
+    drift: Descends, step_size: float, rate: float, directions: tuple[float, ...]
+) -> tuple[list[float], float]:
+    """The largest roots of f + direction × error, and the degrees of freedom of the error."""
+    half_step = check_number("step_size", step_size, above=0) * drift.smoothness / 2
+    far = Far.of(drift, half_step, rate, math.inf)
+    if drift.tail is not None and drift.tail.values.descent(half_step)[0][0] <= 0:
+        return [math.inf for _ in directions], math.inf
+    if far is not None and far.exact:
+        root = math.sqrt(far.b / far.slope) if far.b else 0.0
+        return [root for _ in directions], math.inf
+    descent = Descent(_up_to_positive(drift, half_step, rate), half_step)
+    roots = [_largest_root(descent, direction) for direction in directions]
+    return roots, float(descent.curve.values.df.min())
+
+
+def _up_to_positive(drift: Descends, half_step: float, rate: float) -> Curve:
+    """A curve up to where f is positive for good: proven where there is a tail."""
+    curve = Curve.first(drift, rate, math.inf)
+    far = Far.of(drift, half_step, rate, curve.reach)
+    if far is not None and far.slope > 0:
+        # f ≥ slope r² − a r − b is positive beyond its larger root.
+        root = far.a + math.sqrt(far.a**2 + 4 * far.slope * far.b)
+        curve = curve.up_to(1.01 * root / (2 * far.slope))
+    while curve.s.size < MOST_NODES // 2:
+        last = Descent(curve, half_step)
+        if last.shape[-1] > last.error[-1]:
+            break
+        curve = curve.up_to(4 * curve.reach)
+    return curve
+
+
+def _largest_root(descent: Descent, direction: float) -> float:
+    """The largest root of f + direction × error: intervals that may hide one are taken apart."""
+    while True:
+        curve = descent.curve
+        level = descent.shape + direction * descent.error
+        negative = np.flatnonzero(level <= 0)
+        last = int(negative[-1]) if negative.size else -1
+        if last == curve.s.size - 1:
+            return math.inf
+        spline = interpolate.CubicSpline(curve.s, level)
+        places = spline.derivative().roots(extrapolate=False)
+        lowest = np.minimum(level[:-1], level[1:])
+        np.minimum.at(lowest, descent.interval(places), spline(places))
+        hidden = (np.arange(lowest.size) > last) & (lowest - descent.margin <= 0)
+        finer = curve.refined(hidden) if curve.s.size <= MOST_NODES // 2 else None
+        if finer is None:
+            break
+        descent = Descent(finer, descent.half_step)
+    return _root_between(descent, last, direction) if last >= 0 else 0.0
+
+
+def _root_between(descent: Descent, i: int, direction: float) -> float:
+    """The root of f + direction × error between two nodes, by asking the drift."""
+    curve, half_step = descent.curve, descent.half_step
+
+    def level(s: float) -> float:
+        values = curve.drift.source.values(curve.norm(np.array([s])), None)
+        f, error = values.descent(half_step)[0], error_of_f(values, half_step, curve.rate)
+        return float((f + direction * error)[0])
+
+    start, end = float(curve.s[i]), float(curve.s[i + 1])
+    if level(start) < 0 < level(end):
+        # No drift is known to more than its 1e-5; where f jumps this is the place of the jump.
+        start = float(optimize.brentq(level, start, end, xtol=1e-6, rtol=1e-6))
+    return float(curve.norm(np.array(start)))
