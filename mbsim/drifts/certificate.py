@@ -276,17 +276,17 @@ def _solve(
                 continue
             value = y = math.inf  # so little progress that its bound would say nothing
         s = descent.places(_BETWEEN)
-        heights = np.square(curve.norm(s)) - x * descent.lower(s)
+        heights, bend = _heights(descent, x, s)
         if share > _MARGIN / 2 and room:
             owed = np.zeros(curve.s.size - 1)
-            matters = heights > y - share * value / 2
-            effect = x * curve.size(s) * descent.margin_at(s) * matters
+            matters = heights + bend > y - share * value / 2
+            effect = (x * curve.size(s) * descent.margin_at(s) + bend) * matters
             np.maximum.at(owed, descent.interval(s), effect)
             finer = curve.refined(owed > _MARGIN / 8 * value)
             if finer is not None:
                 curve = finer
                 continue
-        limits = _limits(curve.norm(s), heights, y, value)
+        limits = _limits(curve.norm(s), heights + bend, y, value)
         if beyond > y:
             limits = (*limits, math.inf)
         return curve, _Solution(value, x, max(y, beyond), limits, share)
@@ -300,16 +300,28 @@ def _least_x(far: Far | None) -> float:
 def _optimum(descent: Descent, budget: float, least: float, *, margins: bool = True) -> _Solution:
     """x ≥ least and y with x f + y ≥ r² on the curve, budget x + y the smallest.
 
-    The constraint is looked at in many places between the nodes; a parabola through three of them
-    rises above the middle one by at most an eighth of their second difference, which y is given.
+    The constraint is looked at in many places at and between the nodes; a parabola through a local top
+    between them and its neighbours rises above it by at most an eighth of the second difference.
     """
     s = descent.places(_BETWEEN)
     squares, f = np.square(descent.curve.norm(s)), descent.lower(s, margins=margins)
     x = _least_maximum(squares, budget - f, least)
-    heights = squares - x * f
-    bend = np.abs(heights[2:] - 2 * heights[1:-1] + heights[:-2]) / 8
-    y = float(max(heights[0], heights[-1], (heights[1:-1] + bend).max()))
+    y = float((squares - x * f).max())
+    if margins:
+        heights, bend = _heights(descent, x, s)
+        y = float((heights + bend).max())
     return _Solution(budget * x + y, x, y)
+
+
+def _heights(descent: Descent, x: float, s: Array) -> tuple[Array, Array]:
+    """r² − x f at some places, and how far it may rise above them before the next."""
+    heights = np.square(descent.curve.norm(s)) - x * descent.lower(s)
+    before, here, after = heights[:-2], heights[1:-1], heights[2:]
+    # At a node the interpolant is what it is; elsewhere it is smooth.
+    top = (here >= before) & (here >= after) & (np.arange(1, s.size - 1) % _BETWEEN > 0)
+    bend = np.zeros_like(heights)
+    bend[1:-1] = np.where(top, 2 * here - before - after, 0.0) / 8
+    return heights, bend
 
 
 def _least_maximum(intercepts: Array, slopes: Array, least: float) -> float:
@@ -333,10 +345,10 @@ def _least_maximum(intercepts: Array, slopes: Array, least: float) -> float:
 
 
 def _limits(r: Array, heights: Array, y: float, value: float) -> tuple[float, ...]:
-    """The gradient norms at which the constraint is active: local tops within 1e-4 of the value."""
+    """The gradient norms at which the constraint is active: local tops, but for what margins may be."""
     padded = np.concatenate([[-math.inf], heights, [-math.inf]])
     tops = (padded[1:-1] >= padded[:-2]) & (padded[1:-1] > padded[2:])
-    return tuple(float(norm) for norm in r[tops & (heights >= y - 1e-4 * value)])
+    return tuple(float(norm) for norm in r[tops & (heights >= y - _MARGIN * value)])
 
 
 # ---------------------------------------------------------------------------- the best step size

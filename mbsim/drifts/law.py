@@ -182,9 +182,10 @@ class MicroBatchLaw:
         """Points of strata in which something is smooth: so many as the root of their weight."""
         from scipy.stats import qmc  # half a second, which not every drift needs
 
-        # Half of the points: every Gaussian number along e comes with both signs.
+        # Every Gaussian number along e comes with both signs.
+        signs = 2 if self._isotropic > 0 else 1
         share = np.cumsum(np.sqrt(weight))
-        ends = np.round(self.size / 2 * share / share[-1]).astype(np.int64)
+        ends = np.round(self.size / signs * share / share[-1]).astype(np.int64)
         ends = np.maximum.accumulate(ends - np.arange(k.size)) + np.arange(k.size)  # one at least
         ends = np.maximum(ends, np.arange(1, k.size + 1))
         stratum = np.searchsorted(ends, np.arange(ends[-1]), side="right")
@@ -202,9 +203,11 @@ class MicroBatchLaw:
         weights = of_stratum / np.bincount(stratum, own)[stratum]
         mirrored = u.copy()
         mirrored[_GAUSSIAN] = 1 - u[_GAUSSIAN]
-        made = [self._made(k[stratum], along[stratum], walk[stratum], x) for x in (u, mirrored)]
-        halves = [(*one, weights / 2, part, part_weight / 2) for one in made]
-        return tuple(np.concatenate(both) for both in zip(*halves, strict=True))
+        found = []
+        for sign in (u, mirrored)[:signs]:
+            made = self._made(k[stratum], along[stratum], walk[stratum], sign)
+            found.append((*made, weights / signs, part, part_weight / signs))
+        return tuple(np.concatenate(both) for both in zip(*found, strict=True))
 
     def _made(self, k: Array, along: Array, walk: Array, u: Any) -> tuple[Array, ...]:
         """The first five of the scalars, from strata and uniform coordinates."""

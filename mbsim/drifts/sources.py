@@ -31,8 +31,8 @@ Array = NDArray[np.float64]
 
 # Points of the law of a micro-batch: for a quick answer, more for a small aim, and the most. The
 # shortest of many is a matter of few of the points, so that more micro-batches ask for more.
-_QUICK, _MORE, _MOST = 2**14, 4, 2**18
-_CROWD = 64
+_QUICK, _MORE, _MOST = 2**15, 4, 2**19
+_CROWD = 256
 # The numerical error is so many times the spread over parts, and this share of the natural sizes √M
 # and M of A and M, for parts can agree by chance; of what is listed exactly, a share is left out.
 _TIMES, _BY_CHANCE, _LEFT_OUT = 4.0, 2e-5, 1e-9
@@ -288,7 +288,7 @@ class _Integrated:
 
     def _one(self, r: float, aim: float | None) -> Array:
         """A and M, and their errors: from more points until these are within the aim."""
-        size = _QUICK * max(1, min(self.m // _CROWD, _MORE))
+        size = _QUICK * (2 if self.m >= _CROWD else 1)
         while True:
             drift, error = self._from(r, size)
             size *= _MORE

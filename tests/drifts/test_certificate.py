@@ -300,7 +300,7 @@ def test_a_sampled_certificate_lies_above_the_exact_one_but_not_far():
         sampled = drift(problem(OwnNoise()), clip(8), batch_size=64, rng=seed)
         found = sampled.certify(step_size=0.05, steps=400)
         best = exact.certify(step_size=0.05, steps=400)
-        assert found.method == "pools"
+        assert found.method == "sample"
         assert found.confidence == 1 - 1e-6
         # Below the exact value, but for margins, it is with probability 1e-6; 10 %: with one block
         # A and M have errors near 0.5 %, of which the limit takes off seven.
