@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from mbsim.errors import InvalidArgument, shown
 from mbsim.theory.formula import Formula, as_latex, as_text, numbers_of
 from mbsim.theory.parser import parse_formula
-from mbsim.theory.quantities import checked_values, symbols
+from mbsim.theory.quantities import QUANTITIES, checked_values, symbols
 
 __all__ = ["Bound", "Condition", "Subject", "formula_bound", "tuned_bound", "tuned_step_size"]
 
@@ -29,7 +29,7 @@ KINDS = {
     "limit": ("→", r"\to"),
     "estimate": ("≈", r"\approx"),
 }
-COMPARISONS = {"<": np.less, "<=": np.less_equal, ">=": np.greater_equal}
+_COMPARISONS = {"<": np.less, "<=": np.less_equal, ">=": np.greater_equal}
 
 
 class Subject(Enum):
@@ -71,12 +71,14 @@ class Condition:
     sentence: str
 
     def __post_init__(self) -> None:
-        check_choice("comparison", self.comparison, tuple(COMPARISONS))
+        check_choice("name", self.name, tuple(QUANTITIES))
+        check_choice("comparison", self.comparison, tuple(_COMPARISONS))
 
     @property
     def relation(self) -> sympy.Rel:
         """It as SymPy's relation, which can be printed."""
-        return sympy.Rel(*symbols(self.name), self.limit, self.comparison)
+        # As given: to see whether it always holds could take SymPy forever.
+        return sympy.Rel(*symbols(self.name), self.limit, self.comparison, evaluate=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,7 @@ class Bound(Formula):
         known = checked_values(self.name, self.names, values)
         result = np.ones(np.broadcast_shapes(*(array.shape for array in known.values())), bool)
         for condition in self.conditions:
-            compare = COMPARISONS[condition.comparison]
+            compare = _COMPARISONS[condition.comparison]
             (limited,) = symbols(condition.name)
             result &= compare(known[limited], numbers_of(condition.limit, known))
         return bool(result) if result.ndim == 0 else result
@@ -282,9 +284,12 @@ def tuned_bound(bound: Bound) -> Bound:
     """
     inverse, smallest, pole = _stationary(bound)
     conditions = []
-    for limit in (condition.limit for condition in bound.conditions):
-        if sympy.simplify(limit * pole) != 1:
-            (horizon,) = sympy.solve(limit * inverse - 1, T, check=False, simplify=False)
+    for condition in bound.conditions:
+        if condition.name != "step_size":
+            conditions.append(condition)
+        elif sympy.simplify(condition.limit * pole) != 1:
+            ratio = condition.limit * inverse
+            (horizon,) = sympy.solve(ratio - 1, T, check=False, simplify=False)
             why = "on a shorter horizon the tuned step is longer than the theorem allows"
             conditions.append(Condition(name="steps", comparison=">=", limit=horizon, sentence=why))
     return replace(

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import pickle
+from dataclasses import replace
 
 import mpmath
 import numpy as np
@@ -23,6 +24,7 @@ from mbsim.errors import InvalidArgument
 from mbsim.theory import (
     QUANTITIES,
     Bound,
+    Condition,
     Subject,
     alignment_estimate,
     bias_bound,
@@ -769,6 +771,16 @@ def test_bounds_without_a_best_step_size_are_refused():
             tuned_step_size(formula_bound(text))
 
 
+def test_conditions_on_other_quantities_stay_when_a_bound_is_tuned():
+    (ratio,) = symbols("norm_ratio")
+    other = Condition(name="sigma", comparison=">=", limit=ratio, sentence="so it was assumed")
+    bound = replace(sgd_bound(), conditions=(*sgd_bound().conditions, other))
+    assert tuned_bound(bound).conditions == (*tuned_bound(sgd_bound()).conditions, other)
+    assert allowed(bound, sigma=30.0)
+    assert not allowed(bound, sigma=10.0)
+    assert "σ >= c" in str(bound)
+
+
 def test_a_users_bound_can_be_tuned():
     bound = formula_bound("2*Delta/(eta*T) + eta*L*sigma**2/B")
     assert (
@@ -1083,12 +1095,18 @@ def test_the_table_prints_everywhere():
     assert "λ₀ = q**b" in text
 
 
+def condition(*, name="sigma", comparison="<"):
+    return Condition(name=name, comparison=comparison, limit=sympy.S.One, sentence="")
+
+
 def test_wrong_words_are_refused():
     for call, words in [
         (lambda: sgd_bound("best"), "form='best' must be one of 'plain', 'sharper'"),
         (lambda: symmetric_bound("even"), "part='even' must be one of"),
         (lambda: bias_bound("open"), "form='open' must be one of"),
         (lambda: clipping_drift_bound("sharper"), "form='sharper' must be one of"),
+        (lambda: condition(name="pi"), "name='pi' must be one of 'initial_gap', "),
+        (lambda: condition(comparison=">"), "comparison='>' must be one of '<', '<=', '>='"),
     ]:
         with pytest.raises(InvalidArgument, match=words):
             call()
