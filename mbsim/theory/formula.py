@@ -111,21 +111,21 @@ class _Numbers:
         return np.where(np.abs(x - 1) < 0.5, np.log1p(self.less_one(node)), np.log(x))
 
     def _binomial_mean(self, node: sympy.Sum) -> Any:
-        """Σ_k P(K = k) f(k) for K ~ Binomial(b, p), the only sum that a formula may contain."""
-        ((k, _, last),) = node.limits
+        """Σ_{k<b} P(K = k) f(k), K ~ Binomial(b, p): the only sum that a formula may contain."""
+        ((k, _, _),) = node.limits
         b, p, q = symbols("micro_batch_size", "probability", "q")
         weight = {sympy.binomial(b, k), p**k, q ** (b - k)}
         f = sympy.Mul(*(factor for factor in node.function.args if factor not in weight))
-        needed = [each.symbol for each in quantities_in(frozenset(f.free_symbols | {b, p}) - {k})]
-        settings = np.broadcast_arrays(*map(self.value, needed))
-        means = np.empty(settings[0].shape)
-        for index in np.ndindex(means.shape):
-            here = {symbol: array[index] for symbol, array in zip(needed, settings, strict=True)}
-            counts, weights = _binomial(int(here[b]), float(here[p]))
-            inside = counts <= _Numbers(here).value(last)
+        needed = list({b, p, *f.free_symbols} - {k})
+
+        def mean(*setting: float) -> Any:
+            here = dict(zip(needed, setting, strict=True))
+            counts, weights = _binomial(int(here[b]), here[p])
+            inside = counts < here[b]
             values = _Numbers({**here, k: counts[inside]}).value(f)
-            means[index] = (weights[inside] * values).sum()
-        return means
+            return (weights[inside] * values).sum()
+
+        return np.vectorize(mean, otypes=[np.float64])(*map(self.value, needed))
 
 
 _OPERATIONS: dict[type[sympy.Basic], Callable[..., Any]] = {
@@ -139,7 +139,9 @@ _OPERATIONS: dict[type[sympy.Basic], Callable[..., Any]] = {
 
 def _is_power(node: sympy.Expr) -> bool:
     """Whether the exponent varies: then the base may be close to 1, and the exponent large."""
-    return isinstance(node, sympy.exp) or (isinstance(node, sympy.Pow) and node.exp.free_symbols)
+    return isinstance(node, sympy.exp) or (
+        isinstance(node, sympy.Pow) and bool(node.exp.free_symbols)
+    )
 
 
 def _beside_one(node: sympy.Expr) -> list[sympy.Expr]:
