@@ -362,7 +362,7 @@ def settled(bound, numbers, share, horizon, **measured):
     """The values that a bound takes, with a step size that it allows."""
     known = {**numbers, **measured, "steps": horizon}
     (condition,) = bound.conditions
-    limit = Formula(name="limit", expression=condition.relation.rhs, source="")
+    limit = Formula(name="limit", expression=condition.limit, source="")
     known["step_size"] = share * limit.evaluate(**{name: known[name] for name in limit.names})
     values = {name: known[name] for name in bound.names}
     assert bound.holds(**values)

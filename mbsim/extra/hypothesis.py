@@ -479,16 +479,25 @@ def _bound_values(
     fixed: dict[str, SearchStrategy[Any]],
     conditions: list[Any],
 ) -> dict[str, Any]:
-    from mbsim.theory import QUANTITIES
+    from mbsim.theory import QUANTITIES, Formula
 
-    limited = {_limited_by(condition) for condition in conditions} - set(fixed)
+    for condition in conditions:
+        if (condition.name, condition.comparison[0]) not in (("step_size", "<"), ("steps", ">")):
+            raise InvalidArgument(
+                f"the condition {condition.relation} is no limit on step_size or steps; "
+                "pass holding=False"
+            )
+    limited = {condition.name for condition in conditions} - set(fixed)
     values = {name: draw(strategy) for name, strategy in fixed.items()}
     values |= _sizes(draw, names, values)
     for name in names:
         if name not in values and name not in limited:
             values[name] = draw(_values_of(QUANTITIES[name]))
     for name in sorted(limited, reverse=True):  # the step size may depend on the horizon
-        limits = [_limit(c, values) for c in conditions if _limited_by(c) == name]
+        limits = []
+        for expression in (c.limit for c in conditions if c.name == name):
+            limit = Formula(name="a limit", expression=expression, source="")
+            limits.append(limit.evaluate(**{x: values[x] for x in limit.names}))
         if name == "steps":
             values[name] = max(1, *map(math.ceil, limits)) + draw(st.integers(0, 10**6))
         else:
@@ -520,27 +529,6 @@ def _values_of(quantity: Any) -> SearchStrategy[Any]:
         return st.floats(1 / 64, 64)
     least = 1 / 64 if quantity.above is not None else 0.0
     return st.floats(least, quantity.maximum, allow_subnormal=False)
-
-
-def _limited_by(condition: Any) -> str:
-    """The name of what a condition limits: step_size from above, or steps from below."""
-    from mbsim.theory import symbols
-
-    relation = condition.relation
-    for name, forms in (("step_size", ("<", "<=")), ("steps", (">", ">="))):
-        if relation.lhs == symbols(name)[0] and relation.rel_op in forms:
-            return name
-    raise InvalidArgument(
-        f"the condition {relation} is no limit on step_size or steps; pass holding=False"
-    )
-
-
-def _limit(condition: Any, values: dict[str, Any]) -> float:
-    """The number on the right side of a condition."""
-    from mbsim.theory import Formula
-
-    limit = Formula(name="a limit", expression=condition.relation.rhs, source="")
-    return float(limit.evaluate(**{name: values[name] for name in limit.names}))
 
 
 # ------------------------------------------------------------------------- gradients

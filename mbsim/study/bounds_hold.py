@@ -404,13 +404,13 @@ def check_bound(
 
 
 def _step_at_most(formula: str) -> Any:
-    import sympy
+    from mbsim.theory import Condition, parse_formula
 
-    from mbsim.theory import QUANTITIES, Condition, parse_formula
-
-    step_size = QUANTITIES["step_size"].symbol
     return Condition(
-        relation=sympy.LessThan(step_size, parse_formula(formula)), sentence="so it was entered"
+        name="step_size",
+        comparison="<=",
+        limit=parse_formula(formula),
+        sentence="so it was entered",
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from mbsim.errors import InvalidArgument, shown
 from mbsim.theory.formula import Formula, as_latex, as_text, numbers_of
 from mbsim.theory.parser import parse_formula
-from mbsim.theory.quantities import checked_values, symbols
+from mbsim.theory.quantities import QUANTITIES, checked_values, symbols
 
 __all__ = ["Bound", "Condition", "Subject", "formula_bound", "tuned_bound", "tuned_step_size"]
 
@@ -29,11 +29,7 @@ KINDS = {
     "limit": ("→", r"\to"),
     "estimate": ("≈", r"\approx"),
 }
-_COMPARISONS = {
-    sympy.LessThan: np.less_equal,
-    sympy.StrictLessThan: np.less,
-    sympy.GreaterThan: np.greater_equal,
-}
+_COMPARISONS = {"<": np.less, "<=": np.less_equal, ">=": np.greater_equal}
 
 
 class Subject(Enum):
@@ -60,10 +56,29 @@ class Subject(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A relation that the settings must satisfy for a bound to hold, and what it is for."""
+    """What a setting must satisfy for a bound to hold.
 
-    relation: sympy.Rel
+    Args:
+        name: the code name of the quantity that is limited.
+        comparison: "<", "<=" or ">=".
+        limit: an expression as in a :class:`~mbsim.theory.formula.Formula`.
+        sentence: what the condition is for.
+    """
+
+    name: str
+    comparison: str
+    limit: sympy.Expr
     sentence: str
+
+    def __post_init__(self) -> None:
+        check_choice("name", self.name, tuple(QUANTITIES))
+        check_choice("comparison", self.comparison, tuple(_COMPARISONS))
+
+    @property
+    def relation(self) -> sympy.Rel:
+        """It as SymPy's relation, which can be printed."""
+        # As given: to see whether it always holds could take SymPy forever.
+        return sympy.Rel(*symbols(self.name), self.limit, self.comparison, evaluate=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +138,33 @@ class Bound(Formula):
         known = checked_values(self.name, self.names, values)
         result = np.ones(np.broadcast_shapes(*(array.shape for array in known.values())), bool)
         for condition in self.conditions:
-            compare = _COMPARISONS[condition.relation.func]
-            result &= compare(*(numbers_of(side, known) for side in condition.relation.args))
+            compare = _COMPARISONS[condition.comparison]
+            (limited,) = symbols(condition.name)
+            result &= compare(known[limited], numbers_of(condition.limit, known))
         return bool(result) if result.ndim == 0 else result
+
+    @property
+    def tuned(self) -> Bound:
+        """The bound at its best step size: :func:`tuned_bound`."""
+        return tuned_bound(self)
+
+    @property
+    def bias(self) -> Formula:
+        """The limit of the tuned bound as T grows."""
+        return self._of_tuned("bias", _leading_terms(self)[0])
+
+    @property
+    def constant(self) -> Formula:
+        """The factor of :attr:`order` in the tuned bound."""
+        return self._of_tuned("constant", _leading_terms(self)[1])
+
+    @property
+    def order(self) -> sympy.Expr:
+        """How the tuned bound approaches its bias as T grows."""
+        return _leading_terms(self)[2]
+
+    def _of_tuned(self, what: str, expression: sympy.Expr) -> Formula:
+        return Formula(name=f"{what} of {self.name}", expression=expression, source=self.source)
 
     def latex(self) -> str:
         """Both sides in LaTeX, abbreviations kept (see :attr:`definitions`)."""
@@ -245,21 +284,24 @@ def tuned_bound(bound: Bound) -> Bound:
     """
     inverse, smallest, pole = _stationary(bound)
     conditions = []
-    for limit in (condition.relation.rhs for condition in bound.conditions):
-        if sympy.simplify(limit * pole) != 1:
-            (horizon,) = sympy.solve(limit * inverse - 1, T, check=False, simplify=False)
+    for condition in bound.conditions:
+        if condition.name != "step_size":
+            conditions.append(condition)
+        elif sympy.simplify(condition.limit * pole) != 1:
+            ratio = condition.limit * inverse
+            (horizon,) = sympy.solve(ratio - 1, T, check=False, simplify=False)
             why = "on a shorter horizon the tuned step is longer than the theorem allows"
-            conditions.append(Condition(relation=sympy.GreaterThan(T, horizon), sentence=why))
+            conditions.append(Condition(name="steps", comparison=">=", limit=horizon, sentence=why))
     return replace(
         bound, name=f"{bound.name}, tuned", expression=smallest, conditions=tuple(conditions)
     )
 
 
 @cache
-def leading_terms(tuned: Bound) -> tuple[sympy.Expr, sympy.Expr, sympy.Expr]:
-    """(bias, constant, order): a tuned bound is bias + constant · order + what is smaller."""
+def _leading_terms(bound: Bound) -> tuple[sympy.Expr, sympy.Expr, sympy.Expr]:
+    """(bias, constant, order): tuned, a bound is bias + constant · order + what is smaller."""
     y = sympy.Dummy("y", positive=True)
-    in_y = tuned.expression.subs(T, y**-2)
+    in_y = bound.tuned.expression.subs(T, y**-2)
     bias = sympy.limit(in_y, y, 0, "+")
     constant, power = (in_y - bias).as_leading_term(y).as_coeff_exponent(y)
     return bias, constant, T ** (-power / 2)

@@ -8,7 +8,7 @@ as :math:`q^b` and :math:`1 - q^b` keep their digits where the textbook form los
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -57,9 +57,9 @@ class Max(Extreme):
 class _Numbers:
     """The numbers of expressions for given values, each subexpression computed once.
 
-    Where the textbook form loses digits, powers go through logarithms: x^e = exp(e log x) with
-    log(1 − z) = log1p(−z), and 1 − x^e = −expm1(e log x). So q^b, 1 − q^b and (1 − q^b)^(m−1) are
-    right to about 1e-13 for p from 1e-12 up and b to 1e6.
+    Near 1 a float keeps few digits of what matters. So an expression is known by its distance from
+    1, too, and log x = log1p(x − 1), x^e = exp(e log x), x^e − 1 = expm1(e log x). With these q^b,
+    1 − q^b and (1 − q^b)^(m−1) are right to about 1e-13 for p from 1e-12 up and b to 1e6.
     """
 
     def __init__(self, known: Mapping[sympy.Symbol, Any]) -> None:
@@ -72,81 +72,83 @@ class _Numbers:
         return self._known[node]
 
     def _computed(self, node: sympy.Expr) -> Any:
-        match node:
-            case sympy.Symbol():
-                return self.value(ABBREVIATIONS[node])
-            case sympy.Number() | sympy.NumberSymbol():
-                return np.float64(float(node))
-            case sympy.Add():
-                z = _taken_from_one(node)
-                return self._sum(node.args) if z is None else -np.expm1(self.log(z))
-            case sympy.Mul():
-                return reduce(np.multiply, map(self.value, node.args))
-            case sympy.Pow() if not node.exp.free_symbols:
-                return np.power(self.value(node.base), self.value(node.exp))
-            case sympy.Pow():
-                return np.exp(self.log(node))
-            case sympy.exp():
-                return np.exp(self.value(node.args[0]))
-            case sympy.log():
-                return self.log(node.args[0])
-            case Min():
-                return reduce(np.minimum, map(self.value, node.args))
-            case Max():
-                return reduce(np.maximum, map(self.value, node.args))
-            case sympy.Sum():
-                return self._binomial_mean(node)
-        raise InvalidArgument(f"expression has a part that is not a real number: {shown(node)}")
+        if node in ABBREVIATIONS:
+            return self.value(ABBREVIATIONS[node])
+        if isinstance(node, (sympy.Number, sympy.NumberSymbol)):
+            return np.float64(float(node))
+        if _is_power(node):
+            return np.exp(self.log(node))
+        if isinstance(node, sympy.log):
+            return self.log(node.args[0])
+        if isinstance(node, sympy.Sum):
+            return self._binomial_mean(node)
+        if (others := _beside_one(node)) and len(others) == 1:
+            sign, z = others[0].as_coeff_Mul()
+            if sign == -1:
+                return -self.less_one(z)
+        if node.func not in _OPERATIONS:
+            raise InvalidArgument(f"expression has a part that is not a real number: {shown(node)}")
+        return reduce(_OPERATIONS[node.func], map(self.value, node.args))
 
-    def _sum(self, terms: Sequence[sympy.Expr]) -> Any:
-        return reduce(np.add, map(self.value, terms))
+    def less_one(self, node: sympy.Expr) -> Any:
+        """An expression minus 1."""
+        if node in ABBREVIATIONS:
+            return self.less_one(ABBREVIATIONS[node])
+        if _is_power(node):
+            return np.expm1(self.log(node))
+        if others := _beside_one(node):
+            return reduce(np.add, map(self.value, others))
+        return self.value(node) - 1
 
     def log(self, node: sympy.Expr) -> Any:
-        """The logarithm of an expression, without forming a power or a number close to 1."""
-        if node in ABBREVIATIONS and node not in self._known:
+        """The logarithm of an expression; of a power, without forming it."""
+        if node in ABBREVIATIONS:
             return self.log(ABBREVIATIONS[node])
-        if isinstance(node, sympy.Pow):
+        if isinstance(node, (sympy.Pow, sympy.exp)):
             exponent = self.value(node.exp)
             return np.where(exponent == 0, 0.0, exponent * self.log(node.base))  # 0^0 = 1
-        if (z := _taken_from_one(node)) is not None:
-            log_z = self.log(z)
-            return np.where(log_z > -np.log(2), np.log(-np.expm1(log_z)), np.log1p(-np.exp(log_z)))
-        if isinstance(node, sympy.Add) and sympy.S.One in node.args:
-            return np.log1p(self._sum(_without_one(node)))
-        return np.log(self.value(node))
+        x = self.value(node)
+        return np.where(np.abs(x - 1) < 0.5, np.log1p(self.less_one(node)), np.log(x))
 
     def _binomial_mean(self, node: sympy.Sum) -> Any:
-        """Σ_k P(K = k) f(k) for K ~ Binomial(b, p), the only sum that a formula may contain."""
-        ((k, _, last),) = node.limits
+        """Σ_{k<b} P(K = k) f(k), K ~ Binomial(b, p): the only sum that a formula may contain."""
+        ((k, _, _),) = node.limits
         b, p, q = symbols("micro_batch_size", "probability", "q")
         weight = {sympy.binomial(b, k), p**k, q ** (b - k)}
         f = sympy.Mul(*(factor for factor in node.function.args if factor not in weight))
-        needed = [each.symbol for each in quantities_in(frozenset(f.free_symbols | {b, p}) - {k})]
-        settings = np.broadcast_arrays(*map(self.value, needed))
-        means = np.empty(settings[0].shape)
-        for index in np.ndindex(means.shape):
-            here = {symbol: array[index] for symbol, array in zip(needed, settings, strict=True)}
-            counts, weights = _binomial(int(here[b]), float(here[p]))
-            inside = counts <= _Numbers(here).value(last)
+        needed = list({b, p, *f.free_symbols} - {k})
+
+        def mean(*setting: float) -> Any:
+            here = dict(zip(needed, setting, strict=True))
+            counts, weights = _binomial(int(here[b]), here[p])
+            inside = counts < here[b]
             values = _Numbers({**here, k: counts[inside]}).value(f)
-            means[index] = (weights[inside] * values).sum()
-        return means
+            return (weights[inside] * values).sum()
+
+        return np.vectorize(mean, otypes=[np.float64])(*map(self.value, needed))
 
 
-def _taken_from_one(node: sympy.Expr) -> sympy.Expr | None:
-    """z where an expression is 1 − z and z is short for, or is, a power with a varying exponent."""
-    if not (isinstance(node, sympy.Add) and len(node.args) == 2 and sympy.S.One in node.args):
-        return None
-    (other,) = _without_one(node)
-    sign, z = other.as_coeff_Mul()
-    power = z
-    while power in ABBREVIATIONS:
-        power = ABBREVIATIONS[power]
-    return z if sign == -1 and isinstance(power, sympy.Pow) and power.exp.free_symbols else None
+_OPERATIONS: dict[type[sympy.Basic], Callable[..., Any]] = {
+    sympy.Add: np.add,
+    sympy.Mul: np.multiply,
+    sympy.Pow: np.power,
+    Min: np.minimum,
+    Max: np.maximum,
+}
 
 
-def _without_one(node: sympy.Add) -> list[sympy.Expr]:
-    terms = list(node.args)
+def _is_power(node: sympy.Expr) -> bool:
+    """Whether the exponent varies: then the base may be close to 1, and the exponent large."""
+    return isinstance(node, sympy.exp) or (
+        isinstance(node, sympy.Pow) and bool(node.exp.free_symbols)
+    )
+
+
+def _beside_one(node: sympy.Expr) -> list[sympy.Expr]:
+    """The other terms of a sum that has a 1 among them."""
+    terms = list(node.args) if isinstance(node, sympy.Add) else []
+    if sympy.S.One not in terms:
+        return []
     terms.remove(sympy.S.One)
     return terms
 

@@ -27,7 +27,6 @@ import ast
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 
 import numpy as np
 import sympy
@@ -171,8 +170,7 @@ def _literal(value: object) -> sympy.Expr:
     smallest, largest = LITERALS
     if value != 0 and not smallest <= value <= largest:
         raise _Refused(f"has the number {shown(value)}; it may be 0 or {smallest:g} to {largest:g}")
-    exact = Fraction(repr(value))
-    return sympy.Rational(exact.numerator, exact.denominator)
+    return sympy.Rational(repr(value))  # 0.1 is 1/10
 
 
 def _check_operands(op: ast.operator, left: sympy.Expr, right: sympy.Expr) -> None:

@@ -2,6 +2,7 @@ r"""Table 1: the methods' bounds side by side, and where they cross."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -10,7 +11,7 @@ import sympy
 from numpy.typing import ArrayLike
 
 from mbsim.errors import InvalidArgument
-from mbsim.theory.bound import Bound, leading_terms, tuned_bound, tuned_step_size
+from mbsim.theory.bound import Bound, tuned_step_size
 from mbsim.theory.formula import Formula, as_latex, as_text
 from mbsim.theory.quantities import checked_values, definitions_in
 from mbsim.theory.theorems import (
@@ -23,87 +24,24 @@ from mbsim.theory.theorems import (
     symmetric_bound,
 )
 
-__all__ = ["Crossover", "Row", "Table", "crossover", "table1"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One method of Table 1: its bound at a given step size, from which the rest is derived."""
-
-    bound: Bound
-
-    @property
-    def tuned_step_size(self) -> Formula:
-        """The step size at which the bound is smallest."""
-        return tuned_step_size(self.bound)
-
-    @property
-    def tuned(self) -> Bound:
-        """The bound there."""
-        return tuned_bound(self.bound)
-
-    @property
-    def bias(self) -> Formula:
-        """The limit of the tuned bound as T grows."""
-        return self._leading("bias", 0)
-
-    @property
-    def constant(self) -> Formula:
-        """The factor of :attr:`order` in the tuned bound."""
-        return self._leading("constant", 1)
-
-    @property
-    def order(self) -> sympy.Expr:
-        """How the tuned bound approaches its bias as T grows."""
-        return leading_terms(self.tuned)[2]
-
-    def _leading(self, name: str, index: int) -> Formula:
-        return Formula(
-            name=f"{name} of {self.bound.name}",
-            expression=leading_terms(self.tuned)[index],
-            source=self.bound.source,
-        )
-
-    def evaluate(self, **values: ArrayLike) -> dict[str, Any]:
-        """The row in numbers; see :meth:`Table.evaluate`."""
-
-        def number(formula: Formula, ask: str = "evaluate") -> Any:
-            if not set(formula.names) <= set(values):
-                return None
-            try:
-                return getattr(formula, ask)(**{name: values[name] for name in formula.names})
-            except InvalidArgument:  # the table has checked the values: the result is not finite
-                return None
-
-        return {
-            "method": self.bound.name,
-            "bound": number(self.bound),
-            "bound_holds": number(self.bound, "holds"),
-            "tuned_step_size": number(self.tuned_step_size),
-            "tuned_bound": number(self.tuned),
-            "tuned_holds": number(self.tuned, "holds"),
-            "order": as_text(self.order),
-            "constant": number(self.constant),
-            "bias": number(self.bias),
-            "missing": [name for name in self.bound.names if name not in values],
-        }
+__all__ = ["Crossover", "Table", "crossover", "table1"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """Table 1: the methods' bounds side by side. It prints in terminals and in notebooks."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[Bound, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
         """The code names of all quantities in the table."""
-        return tuple(dict.fromkeys(name for row in self.rows for name in row.bound.names))
+        return tuple(dict.fromkeys(name for bound in self.rows for name in bound.names))
 
     @property
     def definitions(self) -> dict[sympy.Symbol, sympy.Expr]:
         """The abbreviations used in the table, and what they stand for."""
-        return definitions_in([part for row in self.rows for part in row.bound.parts])
+        return definitions_in([part for bound in self.rows for part in bound.parts])
 
     def evaluate(self, **values: ArrayLike) -> list[dict[str, Any]]:
         """The table in numbers, one dict a row.
@@ -126,12 +64,12 @@ class Table:
         ('SGD without draggers', 0.02156, True)
         """
         checked_values("Table 1", self.names, values, partly=True)
-        return [row.evaluate(**values) for row in self.rows]
+        return [_in_numbers(bound, values) for bound in self.rows]
 
     def latex(self) -> str:
         """The table as a LaTeX array, abbreviations kept (see :attr:`definitions`)."""
         head = [rf"\text{{{name}}}" for name in _HEAD]
-        body = [[rf"\text{{{row.bound.name}}}", *_cells(row)] for row in self.rows]
+        body = [[rf"\text{{{bound.name}}}", *_cells(bound)] for bound in self.rows]
         lines = " \\\\\n".join(" & ".join(line) for line in (head, *body))
         return rf"\begin{{array}}{{{'l' * len(head)}}}" + f"\n{lines}\n" + r"\end{array}"
 
@@ -140,7 +78,7 @@ class Table:
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in _HEAD)
-        body = [[row.bound.name, *map(_as_html, _cells(row))] for row in self.rows]
+        body = [[bound.name, *map(_as_html, _cells(bound))] for bound in self.rows]
         lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in body)
         notation = ", ".join(
             _as_html(f"{sympy.latex(symbol)} = {as_latex(meaning)}")
@@ -149,9 +87,8 @@ class Table:
         return f"<table><tr>{head}</tr>{lines}</table><p>{notation}</p>"
 
     def __str__(self) -> str:
-        blocks = [_block(row) for row in self.rows]
         notation = [f"  {as_text(x)} = {as_text(d)}" for x, d in self.definitions.items()]
-        return "\n\n".join([*blocks, "\n".join(["where", *notation])])
+        return "\n\n".join([*map(_block, self.rows), "\n".join(["where", *notation])])
 
     __repr__ = __str__
 
@@ -163,27 +100,52 @@ def _as_html(latex: str) -> str:
     return f"$\\displaystyle {escape(latex)}$"
 
 
-def _cells(row: Row) -> list[str]:
+def _in_numbers(bound: Bound, values: Mapping[str, ArrayLike]) -> dict[str, Any]:
+    """A row of :meth:`Table.evaluate`, which has checked the values."""
+
+    def number(formula: Formula, ask: str = "evaluate") -> Any:
+        if not set(formula.names) <= set(values):
+            return None
+        try:
+            return getattr(formula, ask)(**{name: values[name] for name in formula.names})
+        except InvalidArgument:  # the values are in range: the result is not finite
+            return None
+
+    return {
+        "method": bound.name,
+        "bound": number(bound),
+        "bound_holds": number(bound, "holds"),
+        "tuned_step_size": number(tuned_step_size(bound)),
+        "tuned_bound": number(bound.tuned),
+        "tuned_holds": number(bound.tuned, "holds"),
+        "order": as_text(bound.order),
+        "constant": number(bound.constant),
+        "bias": number(bound.bias),
+        "missing": [name for name in bound.names if name not in values],
+    }
+
+
+def _cells(bound: Bound) -> list[str]:
     """The LaTeX of a row: each bound with its conditions below it."""
 
-    def stacked(bound: Bound) -> str:
-        lines = r" \\ \text{if } ".join(map(as_latex, bound.parts))
+    def stacked(one: Bound) -> str:
+        lines = r" \\ \text{if } ".join(map(as_latex, one.parts))
         return rf"\begin{{array}}{{l}} {lines} \end{{array}}"
 
-    others = (row.order, row.bias.expression)
-    return [stacked(row.bound), stacked(row.tuned), *map(as_latex, others)]
+    others = (bound.order, bound.bias.expression)
+    return [stacked(bound), stacked(bound.tuned), *map(as_latex, others)]
 
 
-def _block(row: Row) -> str:
+def _block(bound: Bound) -> str:
     """The plain text of a row."""
     lines = {
-        "bound": ", if ".join(map(as_text, row.bound.parts)),
-        "tuned": ", if ".join(map(as_text, row.tuned.parts)),
-        "at η": as_text(row.tuned_step_size.expression),
-        "order": f"{as_text(row.order)}, times {as_text(row.constant.expression)}",
-        "bias": as_text(row.bias.expression),
+        "bound": ", if ".join(map(as_text, bound.parts)),
+        "tuned": ", if ".join(map(as_text, bound.tuned.parts)),
+        "at η": tuned_step_size(bound),
+        "order": f"{as_text(bound.order)}, times {bound.constant}",
+        "bias": bound.bias,
     }
-    return "\n".join([row.bound.name, *(f"  {key:<6} {line}" for key, line in lines.items())])
+    return "\n".join([bound.name, *(f"  {key:<6} {line}" for key, line in lines.items())])
 
 
 def table1(form: str = "plain") -> Table:
@@ -199,7 +161,7 @@ def table1(form: str = "plain") -> Table:
     Source: theory page, sections 4 to 6 (corresponds to [Wang2024] Table 1).
 
     >>> for row in table1().rows:
-    ...     print(f"{row.bound.name}: {row.order}, bias {row.bias}")
+    ...     print(f"{row.name}: {row.order}, bias {row.bias}")
     SGD without draggers: 1/sqrt(T), bias 0
     SGD, incoherent draggers: 1/sqrt(T), bias 0
     SGD with draggers: 1/sqrt(T), bias 0
@@ -207,7 +169,7 @@ def table1(form: str = "plain") -> Table:
     clipping, concentrated norms: 1/sqrt(T), bias 2*f**2/λ**2 + s**2/λ
     clipping, symmetric noise: 1/sqrt(T), bias 0
     """
-    bounds = (
+    rows = (
         clean_sgd_bound(form),
         incoherent_sgd_bound(form),
         sgd_bound(form),
@@ -215,7 +177,7 @@ def table1(form: str = "plain") -> Table:
         clipping_concentrated_bound(form),
         symmetric_bound(form=form),
     )
-    return Table(rows=tuple(Row(bound=bound) for bound in bounds))
+    return Table(rows=rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,28 +221,29 @@ def crossover(
     >>> crossover(**setting, norm_ratio=500).reason
     "clipping's bound is the smaller one below 4.049e+04 steps, SGD's above"
     """
-    rows = (Row(bound=sgd or sgd_bound()), Row(bound=clipping or clipping_bound()))
-    for row in rows:
-        leading = row.bias.expression + row.constant.expression / sympy.sqrt(T)
-        if sympy.simplify(row.tuned.expression - leading) != 0:
+    bounds = (sgd or sgd_bound(), clipping or clipping_bound())
+    for bound in bounds:
+        leading = bound.bias.expression + bound.constant.expression / sympy.sqrt(T)
+        if sympy.simplify(bound.tuned.expression - leading) != 0:
             raise InvalidArgument(
-                f"the bound {row.bound.name!r} is not C/√T + bias when tuned; use its plain form"
+                f"the bound {bound.name!r} is not C/√T + bias when tuned; use its plain form"
             )
-    names = [name for name in Table(rows=rows).names if name not in ("step_size", "steps")]
+    names = [name for name in Table(rows=bounds).names if name not in ("step_size", "steps")]
     known = checked_values("the crossover", tuple(names), values)
     if any(array.ndim for array in known.values()):
         raise InvalidArgument("the crossover takes numbers, not arrays; ask once for each")
 
-    def numbers(part: str) -> list[Any]:
-        formulas = [getattr(row, part) for row in rows]
-        return [f.evaluate(**{name: values[name] for name in f.names}) for f in formulas]
+    def number(formula: Formula) -> float:
+        return float(formula.evaluate(**{name: values[name] for name in formula.names}))
 
-    constants, biases = numbers("constant"), numbers("bias")
-    lead, handicap = constants[0] - constants[1], biases[1] - biases[0]
+    (sgds, own), (sgds_bias, bias) = (
+        [number(getattr(bound, part)) for bound in bounds] for part in ("constant", "bias")
+    )
+    lead, handicap = sgds - own, bias - sgds_bias
     if lead > 0 and handicap > 0:
         horizon = (lead / handicap) ** 2
         there = {**values, "steps": max(horizon, 1.0)}
-        tuned = [row.tuned for row in rows]
+        tuned = [bound.tuned for bound in bounds]
         allowed = all(x.holds(**{name: there[name] for name in x.names}) for x in tuned)
         reason = f"clipping's bound is the smaller one below {horizon:.4g} steps, SGD's above"
         if not allowed:

@@ -26,7 +26,7 @@ from typing import Any
 
 import sympy
 
-from mbsim.theory.bound import Bound, Condition, Subject, check_choice, leading_terms, tuned_bound
+from mbsim.theory.bound import Bound, Condition, Subject, check_choice, tuned_bound
 from mbsim.theory.formula import Formula
 from mbsim.theory.quantities import ABBREVIATIONS, specialised, symbols
 
@@ -105,30 +105,21 @@ def _descended(
     paid = Δ / (η * T * weight) + η * L * constant / 2 + loss
     if form == "sharper":
         expression = paid / (rate - η * L * per_gradient / 2)
-        relation = sympy.StrictLessThan(η, 2 * rate / (L * per_gradient))
+        comparison, longest = "<", 2 * rate / (L * per_gradient)
     else:
         kept = rate / 2 if kept is None else kept
         expression = sympy.Add(*(part / kept for part in paid.args))
-        relation = sympy.LessThan(η, 2 * (rate - kept) / (L * per_gradient))
+        comparison, longest = "<=", 2 * (rate - kept) / (L * per_gradient)
     why = "a longer step could lose more to the second moment than it gains along the gradient"
-    return {
-        "expression": expression,
-        "conditions": (Condition(relation=relation, sentence=why),),
-    }
+    condition = Condition(name="step_size", comparison=comparison, limit=longest, sentence=why)
+    return {"expression": expression, "conditions": (condition,)}
 
 
 def _at(bound: Bound, values: dict[sympy.Symbol, int]) -> Bound:
     """`bound` with some symbols replaced by numbers, in the expression and in the conditions."""
-
-    def at(condition: Condition) -> Condition:
-        sides = (specialised(side, values) for side in condition.relation.args)
-        return replace(condition, relation=condition.relation.func(*sides))
-
-    return replace(
-        bound,
-        expression=specialised(bound.expression, values),
-        conditions=tuple(map(at, bound.conditions)),
-    )
+    conditions = (replace(x, limit=specialised(x.limit, values)) for x in bound.conditions)
+    expression = specialised(bound.expression, values)
+    return replace(bound, expression=expression, conditions=tuple(conditions))
 
 
 # --------------------------------------------------------------------- Theorem 1: SGD
@@ -327,7 +318,7 @@ def bias_bound(form: str = "plain") -> Bound:
     """
     check_choice("form", form, ("plain", "sharper", "closed"))
     bound = clipping_bound("sharper" if form == "sharper" else "plain")
-    expression = leading_terms(tuned_bound(bound))[0]
+    expression = bound.bias.expression
     if form == "closed":
         above = 2 * σ**2 / ((b + 1) * q)
         expression = expression.subs({s_tilde: sympy.sqrt(above), λ0: ABBREVIATIONS[λ0]})

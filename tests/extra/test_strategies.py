@@ -358,7 +358,9 @@ def test_a_condition_of_another_kind_is_refused():
     import sympy
 
     (gap,) = theory.symbols("initial_gap")
-    condition = theory.Condition(relation=sympy.LessThan(gap, 1), sentence="")
+    condition = theory.Condition(
+        name="initial_gap", comparison="<=", limit=sympy.Integer(1), sentence=""
+    )
     bound = theory.Bound(name="x", kind="limit", expression=gap, source="", conditions=(condition,))
     with pytest.raises(InvalidArgument, match="no limit on step_size or steps"):
         found(bound_values(bound))

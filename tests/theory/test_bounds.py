@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import pickle
+from dataclasses import replace
 
 import mpmath
 import numpy as np
@@ -23,6 +24,7 @@ from mbsim.errors import InvalidArgument
 from mbsim.theory import (
     QUANTITIES,
     Bound,
+    Condition,
     Subject,
     alignment_estimate,
     bias_bound,
@@ -276,7 +278,7 @@ def test_the_plain_condition_keeps_the_plain_denominator(index):
     """At the longest step that the plain form allows, both forms differ by the rounded κ only."""
     plain, sharper = rates("plain")[index], rates("sharper")[index]
     (eta,) = symbols("step_size")
-    limit = plain.conditions[0].relation.rhs
+    limit = plain.conditions[0].limit
     stilde, clean, s = symbols("stilde", "lambda_0", "s")
     rounding = {} if "any noise" not in plain.name else {s: stilde / sympy.sqrt(clean)}
     difference = (plain.expression - sharper.expression).subs(eta, limit).subs(rounding)
@@ -751,7 +753,7 @@ def test_tuning_the_sharper_form_is_never_worse(values):
 def test_a_numerical_minimiser_agrees():
     for bound in [*rates("plain"), *rates("sharper")]:
         top = evaluated(
-            Bound(name="top", kind="limit", source="", expression=bound.conditions[0].relation.rhs)
+            Bound(name="top", kind="limit", source="", expression=bound.conditions[0].limit)
         )
         found = optimize.minimize_scalar(
             lambda x, bound=bound: evaluated(bound, step_size=math.exp(x)),
@@ -767,6 +769,16 @@ def test_bounds_without_a_best_step_size_are_refused():
     for text in ("Delta/T", "Delta*eta", "Delta/(eta*T) + eta**3", "exp(eta) + 1/eta"):
         with pytest.raises(InvalidArgument, match="no best step size in closed form"):
             tuned_step_size(formula_bound(text))
+
+
+def test_conditions_on_other_quantities_stay_when_a_bound_is_tuned():
+    (ratio,) = symbols("norm_ratio")
+    other = Condition(name="sigma", comparison=">=", limit=ratio, sentence="so it was assumed")
+    bound = replace(sgd_bound(), conditions=(*sgd_bound().conditions, other))
+    assert tuned_bound(bound).conditions == (*tuned_bound(sgd_bound()).conditions, other)
+    assert allowed(bound, sigma=30.0)
+    assert not allowed(bound, sigma=10.0)
+    assert "σ >= c" in str(bound)
 
 
 def test_a_users_bound_can_be_tuned():
@@ -799,7 +811,7 @@ def test_the_best_micro_batch_size():
 
 def test_the_rows_of_table_1():
     rows = table1().rows
-    assert [row.bound.name for row in rows] == [
+    assert [row.name for row in rows] == [
         "SGD without draggers",
         "SGD, incoherent draggers",
         "SGD with draggers",
@@ -838,11 +850,11 @@ def test_the_table_in_numbers():
     rows = table1().evaluate(**full)
     assert all(row["missing"] == [] for row in rows)
     for row, source in zip(rows, table1().rows, strict=True):
-        assert row["bound"] == evaluated(source.bound)
-        assert row["bound_holds"] == allowed(source.bound)
+        assert row["bound"] == evaluated(source)
+        assert row["bound_holds"] == allowed(source)
         assert row["tuned_bound"] == evaluated(source.tuned)
         assert row["tuned_holds"] == allowed(source.tuned)
-        assert row["tuned_step_size"] == evaluated(source.tuned_step_size)
+        assert row["tuned_step_size"] == evaluated(tuned_step_size(source))
     assert json.loads(json.dumps(rows)) == rows
 
 
@@ -1076,11 +1088,15 @@ def test_latex_is_balanced_and_complete():
 def test_the_table_prints_everywhere():
     html, text = table1()._repr_html_(), str(table1())
     for row in table1().rows:
-        assert row.bound.name in html
-        assert row.bound.name in text
+        assert row.name in html
+        assert row.name in text
     assert html.count("<tr>") == html.count("</tr>") == 7
     assert "t<T" not in html
     assert "λ₀ = q**b" in text
+
+
+def condition(*, name="sigma", comparison="<"):
+    return Condition(name=name, comparison=comparison, limit=sympy.S.One, sentence="")
 
 
 def test_wrong_words_are_refused():
@@ -1089,6 +1105,8 @@ def test_wrong_words_are_refused():
         (lambda: symmetric_bound("even"), "part='even' must be one of"),
         (lambda: bias_bound("open"), "form='open' must be one of"),
         (lambda: clipping_drift_bound("sharper"), "form='sharper' must be one of"),
+        (lambda: condition(name="pi"), "name='pi' must be one of 'initial_gap', "),
+        (lambda: condition(comparison=">"), "comparison='>' must be one of '<', '<=', '>='"),
     ]:
         with pytest.raises(InvalidArgument, match=words):
             call()

@@ -75,7 +75,7 @@ def printed_table():
     for row in theory.table1().rows:
         horizon = " and ".join(f"${as_latex(x.relation)}$" for x in row.tuned.conditions)
         bound, bias = row.tuned.expression, row.bias.expression
-        lines.append(f"| {row.bound.name} | ${as_latex(bound)}$ | {horizon} | ${as_latex(bias)}$ |")
+        lines.append(f"| {row.name} | ${as_latex(bound)}$ | {horizon} | ${as_latex(bias)}$ |")
     return "\n".join(lines)
 
 
