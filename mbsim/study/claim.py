@@ -48,23 +48,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "BATCH",
-    "RATE",
-    "Array",
-    "Claim",
-    "Details",
-    "Found",
-    "Points",
-    "Study",
-    "draw_curves",
-    "points",
-    "simulated",
-]
+__all__ = ["BATCH", "RATE", "Claim", "Study", "draw_curves", "points", "simulated"]
 
 Array = NDArray[np.float64]
-Details = dict[str, Any]
-Found = tuple[Sequence[Comparison], Details]
+# What a claim measured, and its details.
+Found = tuple[Sequence[Comparison], dict[str, Any]]
+# The details of a claim, under "", and of each of its controls, under its name.
+Details = Mapping[str, dict[str, Any]]
 Points = list[dict[str, float]]
 T = TypeVar("T")
 
@@ -128,8 +118,8 @@ class Claim:
         controls: what the claim rests on, taken away: a name for each, and the arguments of `run`
             that do it.
         figure: the name of the file that `draw` is for.
-        draw: ``draw(figure, details)`` draws details: those of the claim are ``details[""]``,
-            those of a control are under its name.
+        draw: ``draw(figure, details)`` draws the details of the claim, ``details[""]``, and of
+            controls, which are under their names.
     """
 
     name: str
@@ -138,7 +128,7 @@ class Claim:
     run: Callable[..., Found]
     controls: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     figure: str = ""
-    draw: Callable[[Figure, Mapping[str, Details]], None] | None = None
+    draw: Callable[[Figure, Details], None] | None = None
 
     def verdict(self, study: Study, *, control: str = "") -> Verdict:
         """What comes of the claim, or of one of its controls.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,9 +56,9 @@ def _accuracies(study: Study, canary_fraction: float = 0.09) -> Found:
     }
 
 
-def _draw(figure: Figure, found: Mapping[str, Details]) -> None:
+def _draw(figure: Figure, details: Details) -> None:
     axes = figure.subplots()
-    curves = {name or "canaries": found[name]["accuracy"] for name in ("", "no canaries")}
+    curves = {name or "canaries": details[name]["accuracy"] for name in ("", "no canaries")}
     draw_curves(axes, curves)
     plots.sizes_axis(axes, [int(p["x"]) for p in curves["canaries"]])
     what = "test accuracy, step size tuned for each b"

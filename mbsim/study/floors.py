@@ -1,15 +1,17 @@
 """Where a run with a constant step size stops: how that depends on the step size, and on b.
 
-Clipping has a bias where the noise is skewed, which a smaller step size does not remove; so some
-micro-batch size strictly between 1 and B is the best.
+A *floor* is the level at which it stops: the root mean square of ‖∇L‖ over the last third of the
+run. It is not the bias, of which it is only the limit for small step sizes (theory page, 5.5).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.random import SeedSequence
 
 from mbsim import plots, statistics
 from mbsim.methods import MicroBatchClipping
@@ -21,26 +23,58 @@ from mbsim.study.claim import (
     Claim,
     Details,
     Found,
+    Points,
     Study,
     draw_curves,
     points,
     simulated,
 )
-from mbsim.study.half_square import (
-    LAWS,
-    NONE,
-    STRONG,
-    floor_points,
-    floor_sq,
-    half_square,
-    inside_against_ends,
-)
+from mbsim.study.half_square import LAWS, NONE, STRONG, half_square
 from mbsim.verdicts import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BIAS_NEEDS_SKEW", "BIAS_STAYS", "SWEET_SPOT", "draw_trajectories", "trajectories"]
+__all__ = [
+    "BIAS_NEEDS_SKEW",
+    "BIAS_STAYS",
+    "SWEET_SPOT",
+    "draw_trajectories",
+    "floor_sq",
+    "inside_against_ends",
+    "trajectories",
+]
+
+
+def floor_sq(setting: Setting, *, replicates: int, rng: SeedSequence) -> Array:
+    """The squared floor of every replicate: mean ‖∇L‖² over the last third of a run."""
+    every = max(1, setting.steps // 600)
+    run = simulated(setting, replicates=replicates, rng=rng, record_every=every)
+    squared: Array = run.grad_norm_sq[:, run.steps >= 2 * setting.steps / 3].mean(axis=1)
+    return squared
+
+
+def floor_points(floors_sq: Mapping[Any, Array]) -> Points:
+    """Squared floors by x as a curve of floors: roots of mean squares."""
+    rows = points(floors_sq, floors_sq.values())
+    return [{k: v if k == "x" else math.sqrt(max(0.0, v)) for k, v in row.items()} for row in rows]
+
+
+def inside_against_ends(floors_sq: Mapping[int, Array]) -> tuple[int, list[Comparison]]:
+    """The best interior b, and its floor over those at both ends, claimed to be below 1.
+
+    It is chosen on one half of the replicates and compared on the other.
+    """
+    first, *interior, last = floors_sq
+    inside = min(interior, key=lambda b: float(floors_sq[b][::2].mean()))
+    comparisons = []
+    for end in (first, last):
+        what = f"floor at b = {inside} over floor at b = {end}"
+        tested = floors_sq[inside][1::2], floors_sq[end][1::2]
+        over = statistics.ratio(*tested, false_positive_rate=RATE, power=0.5)
+        comparisons.append(Comparison(what=what, measured=over, relation="below", limit=1.0))
+    return inside, comparisons
+
 
 # ------------------------------------------------------------- bias-stays and bias-needs-skew
 
@@ -133,16 +167,16 @@ def _lower_inside(
     }
 
 
-def _draw_floors(figure: Figure, found: Mapping[str, Details]) -> None:
+def _draw_floors(figure: Figure, details: Details) -> None:
     axes = figure.subplots()
     labels = {
         "skewed noise, draggers": "",
         "symmetric noise, draggers": "symmetric noise",
         "skewed noise, no draggers": "no draggers",
     }
-    draw_curves(axes, {label: found[name]["floors"] for label, name in labels.items()})
+    draw_curves(axes, {label: details[name]["floors"] for label, name in labels.items()})
     axes.set_yscale("log")
-    plots.sizes_axis(axes, [int(p["x"]) for p in found[""]["floors"]])
+    plots.sizes_axis(axes, [int(p["x"]) for p in details[""]["floors"]])
     title = "Where a run stops, against the micro-batch size"
     axes.set(ylabel="floor: root mean square of ‖∇L‖", title=title)
     axes.legend()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,14 +82,14 @@ def _same_rate(study: Study, tilt: float = 0.0) -> Found:
     return comparisons, {"predicted_ratio": predicted, "curves": curves}
 
 
-def _draw_rate(figure: Figure, found: Mapping[str, Details]) -> None:
-    axes, curves = figure.subplots(), found[""]["curves"]
+def _draw_rate(figure: Figure, details: Details) -> None:
+    axes, curves = figure.subplots(), details[""]["curves"]
     draw_curves(axes, curves)
     clean = curves["SGD without draggers"]
     x = np.array([p["x"] for p in clean])
     last = clean[-1]["y"] * np.sqrt(x[-1] / x)
     axes.plot(x, last, color="0.4", linewidth=0.8, linestyle=":", label="T^(−1/2)")
-    predicted = found[""]["predicted_ratio"]
+    predicted = details[""]["predicted_ratio"]
     axes.plot(
         x, predicted * last, color="0.4", linewidth=0.8, linestyle="--",
         label=f"T^(−1/2), {predicted:.2f} times as high (predicted)",
@@ -163,10 +162,10 @@ def _ahead_early(study: Study, draggers: Draggers = STRONG) -> Found:
     }
 
 
-def _draw_horizon(figure: Figure, found: Mapping[str, Details]) -> None:
-    axes, curves = figure.subplots(), found[""]["curves"]
+def _draw_horizon(figure: Figure, details: Details) -> None:
+    axes, curves = figure.subplots(), details[""]["curves"]
     draw_curves(axes, curves)
-    ahead, behind = found[""]["horizon"]
+    ahead, behind = details[""]["horizon"]
     if ahead and behind:
         axes.axvspan(ahead, behind, color="0.85", zorder=0)
         axes.annotate(

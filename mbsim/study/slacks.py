@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,13 +21,13 @@ def _hold(study: Study, wrong: str = "") -> Found:
     return verdict.comparisons, dict(verdict.details)
 
 
-def _draw(figure: Figure, found: Mapping[str, Details]) -> None:
+def _draw(figure: Figure, details: Details) -> None:
     """How far above the simulation each bound lies: a dot for every problem."""
     figure.set_size_inches(7.0, 4.4)
     axes = figure.subplots()
     slacks = {
         name.replace(" (sharper)", ""): bound["slacks"]
-        for name, bound in found[""]["bounds"].items()
+        for name, bound in details[""]["bounds"].items()
         if bound["slacks"] and "(plain)" not in name
     }
     order = sorted(slacks, key=lambda name: float(np.median(slacks[name])), reverse=True)
@@ -36,7 +35,7 @@ def _draw(figure: Figure, found: Mapping[str, Details]) -> None:
     axes.axvline(1, color="0.4", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xlabel("right side over simulated left side (bar: median)")
-    axes.set_title(f"Bounds held against {found['']['problems']} problems")
+    axes.set_title(f"Bounds held against {details['']['problems']} problems")
 
 
 BOUNDS_HOLD = Claim(

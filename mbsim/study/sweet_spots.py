@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,13 +19,8 @@ from mbsim.problems.noise import Exponential, Gaussian, TwoPoint
 from mbsim.problems.problem import Problem
 from mbsim.problems.setting import Setting
 from mbsim.study.claim import BATCH, RATE, Claim, Details, Found, Study
-from mbsim.study.half_square import (
-    LAWS,
-    STRONG,
-    floor_sq,
-    half_square,
-    inside_against_ends,
-)
+from mbsim.study.floors import floor_sq, inside_against_ends
+from mbsim.study.half_square import LAWS, STRONG, half_square
 from mbsim.verdicts import Comparison
 
 if TYPE_CHECKING:
@@ -137,10 +131,10 @@ def _choices(problem: Problem, step_size: float) -> dict[str, int]:
     return {**found, "always b = B": batch, "always b = 1": 1, "b = 1/p": nearest}
 
 
-def _draw_regret(figure: Figure, found: Mapping[str, Details]) -> None:
+def _draw_regret(figure: Figure, details: Details) -> None:
     """Floor at the advised micro-batch size over the lowest: a dot for every problem."""
     axes = figure.subplots()
-    rows = dict(reversed(found[""]["every_regret"].items()))
+    rows = dict(reversed(details[""]["every_regret"].items()))
     plots.dots(axes, rows, numbers=[0 if rule in _OURS else 2 for rule in rows])
     axes.set_xscale("log")
     plots.plain_numbers(axes.xaxis)
@@ -225,9 +219,9 @@ def _bound_interior_from(noise: str, settings: dict[str, Any]) -> float | None:
     return None
 
 
-def _draw_interior(figure: Figure, found: Mapping[str, Details]) -> None:
+def _draw_interior(figure: Figure, details: Details) -> None:
     """The three quantities of the central claim against b."""
-    curves, lowest = found[""]["curves"], found[""]["lowest"]
+    curves, lowest = details[""]["curves"], details[""]["lowest"]
     panels: dict[str, dict[str, str | None]] = {
         "bias term of the bound": {"bias": None},
         "whole bound": {"bound": None},
