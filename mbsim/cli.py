@@ -54,11 +54,12 @@ def reproduce(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Run every claim and negative control; print the verdicts, write figures and a report."""
+    from mbsim._shared.plain_data import to_json
     from mbsim.study import report as reports
 
     report = reports.reproduce(out, quick=quick, rng=seed)
     if json:
-        print(reports.to_json(report.to_dict()), end="")
+        print(to_json(report.to_dict()), end="")
     else:
         _print_report(report, out)
     surprises = report.surprises()
@@ -105,7 +106,7 @@ def table1(
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """The bounds side by side, derived from the paper's assumptions: in symbols, or in numbers."""
-    from mbsim.study.report import to_json
+    from mbsim._shared.plain_data import to_json
     from mbsim.theory import table1 as bounds
 
     table = bounds()
@@ -150,11 +151,11 @@ def sweet_spot(
     """The best micro-batch size for one half of |w|^2, by one criterion."""
     import numpy as np
 
+    from mbsim._shared.plain_data import to_json
     from mbsim.choosing import sweet_spot as study
     from mbsim.problems.draggers import Draggers
     from mbsim.problems.losses import Quadratic
     from mbsim.problems.problem import Problem
-    from mbsim.study.report import to_json
 
     size = check_integer("dimension", dimension, minimum=1)
     problem = Problem(
@@ -213,8 +214,8 @@ def check_bound(
     json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
     """Hold your own formula for the mean of |gradient|^2 over a run against simulation."""
+    from mbsim._shared.plain_data import to_json
     from mbsim.study.bounds_hold import check_bound as check
-    from mbsim.study.report import to_json
 
     verdict = check(
         formula, kind=kind, method=method, largest_step=largest_step, problems=problems, rng=seed

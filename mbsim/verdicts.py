@@ -113,6 +113,12 @@ class Verdict:
             raise InvalidArgument(f"claim={shown(self.claim)} must rest on at least one comparison")
         object.__setattr__(self, "details", MappingProxyType(dict(self.details)))
 
+    def __getstate__(self) -> dict[str, Any]:  # a view of a dictionary cannot be pickled
+        return {**vars(self), "details": dict(self.details)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, details=MappingProxyType(state["details"]))
+
     @property
     def status(self) -> str:
         """*supported*, *refuted*, *inconclusive* or *not applicable*."""

@@ -1,7 +1,9 @@
 """From intervals to statuses: which way each decision goes, and that it can go the other way."""
 
+import copy
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -118,3 +120,16 @@ def test_plain_data():
     assert plain["details"] == {"note": [1, 2]}
     with pytest.raises(TypeError):
         found.details["note"] = 3
+
+
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))]
+)
+def test_a_verdict_survives_copies_and_pickles(again):
+    """So claims can run in other processes."""
+    found = verdict(GOOD, OPEN, details={"note": [1, 2]})
+    other = again(found)
+    assert other == found
+    assert other.to_dict() == found.to_dict()
+    with pytest.raises(TypeError):
+        other.details["note"] = 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import tempfile
@@ -14,41 +13,28 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
+from mbsim import plots
 from mbsim._shared.files import replacing
+from mbsim._shared.plain_data import to_json
 from mbsim._shared.progress import progress
 from mbsim._shared.version import __version__
-from mbsim.errors import InvalidArgument, check_integer, shown
-from mbsim.study import bounds_hold, claims, sweet_spot_claims
+from mbsim.errors import InvalidArgument, shown
+from mbsim.study import digits, floors, rates, slacks, sweet_spots
+from mbsim.study.claim import Study
 from mbsim.verdicts import Verdict
 
-__all__ = ["CLAIMS", "CONTROLS", "Report", "expected_statuses", "reproduce"]
+__all__ = ["CLAIMS", "Report", "draw_report", "expected_statuses", "reproduce"]
 
-Claim = Callable[..., Verdict]
-
-CLAIMS: tuple[Claim, ...] = (
-    claims.sgd_same_rate,
-    claims.clipping_ahead_early,
-    claims.bias_stays,
-    claims.bias_needs_skew,
-    claims.sweet_spot,
-    claims.training_sweet_spot,
-    bounds_hold.bounds_hold,
-    sweet_spot_claims.sweet_spot_predicted,
-    sweet_spot_claims.interior_bias,
-)
-
-# The same claims with what they rest on taken away: none of these may come out supported.
-CONTROLS: tuple[tuple[str, Claim, dict[str, Any]], ...] = (
-    ("draggers tilted against the gradient", claims.sgd_same_rate, {"tilt": -0.1}),
-    ("no draggers", claims.clipping_ahead_early, {"draggers": False}),
-    ("skewed noise", claims.bias_needs_skew, {"skewed": True}),
-    ("symmetric noise", claims.sweet_spot, {"noise": "symmetric"}),
-    ("no draggers", claims.sweet_spot, {"draggers": False}),
-    ("labels of b shuffled", claims.sweet_spot, {"shuffle": True}),
-    ("no canaries", claims.training_sweet_spot, {"canaries": False}),
-    *((wrong, bounds_hold.bounds_hold, {"wrong": wrong}) for wrong in bounds_hold.WRONG),
-    ("advice shuffled", sweet_spot_claims.sweet_spot_predicted, {"shuffle": True}),
-    ("symmetric noise", sweet_spot_claims.interior_bias, {"noise": "symmetric"}),
+CLAIMS = (
+    rates.SGD_SAME_RATE,
+    rates.CLIPPING_AHEAD_EARLY,
+    floors.BIAS_STAYS,
+    floors.BIAS_NEEDS_SKEW,
+    floors.SWEET_SPOT,
+    digits.TRAINING_SWEET_SPOT,
+    slacks.BOUNDS_HOLD,
+    sweet_spots.SWEET_SPOT_PREDICTED,
+    sweet_spots.INTERIOR_BIAS,
 )
 
 
@@ -157,35 +143,29 @@ def reproduce(
     Raises:
         InvalidArgument: if `out` cannot be a directory or `rng` is not an integer of at least 0.
     """
-    from mbsim.study import figures
-
-    check_integer("rng", rng, minimum=0)
+    study = Study(quick=quick, rng=rng)
     folder = _checked_folder(out)
-    jobs: list[tuple[str, Claim, dict[str, Any]]] = [("", claim, {}) for claim in CLAIMS]
-    jobs += CONTROLS
+    jobs = [(claim, "") for claim in CLAIMS]
+    jobs += [(claim, control) for claim in CLAIMS for control in claim.controls]
     started, seconds, done = time.perf_counter(), {}, []
     with progress(len(jobs) + 2, "reproducing") as bar:
-        for number, (without, claim, changed) in enumerate(jobs):
-            name = claim.__name__.replace("_", "-") + (f", {without}" if without else "")
+        for number, (claim, control) in enumerate(jobs):
+            name = claim.name + (f", {control}" if control else "")
             bar.update(number, name)
             since = time.perf_counter()
-            done.append(claim(quick=quick, rng=rng, **changed))
+            done.append((control, claim.verdict(study, control=control)))
             seconds[name] = round(time.perf_counter() - since, 2)
         bar.update(len(jobs), "trajectories")
-        curves = claims.trajectories(quick=quick, rng=rng)
-        bar.update(len(jobs) + 1, "figures")
         report = Report(
-            verdicts=tuple(done[: len(CLAIMS)]),
-            controls=tuple(
-                (what, verdict)
-                for (what, _, _), verdict in zip(CONTROLS, done[len(CLAIMS) :], strict=True)
-            ),
-            trajectories=curves,
+            verdicts=tuple(verdict for control, verdict in done if not control),
+            controls=tuple((control, verdict) for control, verdict in done if control),
+            trajectories=floors.trajectories(study),
             quick=quick,
-            rng=rng,
+            rng=study.rng,
             made_with={},
         )
-        figures.draw_report(report.to_dict(), folder)
+        bar.update(len(jobs) + 1, "figures")
+        draw_report(report.to_dict(), folder)
     seconds["all"] = round(time.perf_counter() - started, 2)
     report.made_with.update(_versions(), seconds=seconds)
     with replacing(folder / "report.json") as file:
@@ -193,19 +173,24 @@ def reproduce(
     return report
 
 
-def to_json(content: Any) -> str:
-    """Plain data as JSON that any reader takes: numbers that are not finite become null."""
-    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+def draw_report(report: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw every figure to `folder` from a report's plain data alone; the paths written."""
+    from matplotlib.figure import Figure
 
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, dict):
-        return {key: _finite(item) for key, item in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_finite(item) for item in content]
-    return content
+    found: dict[str, dict[str, Any]] = {v["claim"]: {"": v["details"]} for v in report["verdicts"]}
+    for verdict in report["controls"]:
+        found[verdict["claim"]][verdict["without"]] = verdict["details"]
+    drawings: dict[str, tuple[Callable[[Figure, Any], None], Any]] = {
+        claim.figure: (claim.draw, found[claim.name]) for claim in CLAIMS if claim.draw
+    }
+    drawings["trajectories"] = (floors.draw_trajectories, report["trajectories"])
+    paths = []
+    with plots.style():
+        for name, (draw, details) in drawings.items():
+            figure = Figure()
+            draw(figure, details)
+            paths += plots.save(figure, folder, name)
+    return paths
 
 
 def _checked_folder(out: Any) -> Path:

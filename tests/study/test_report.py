@@ -1,14 +1,17 @@
 """The claims as a whole: ``mbsim reproduce --quick``, run once and looked at from all sides."""
 
 import json
+import pickle
 import struct
 import xml.etree.ElementTree as ET
 
 import pytest
 
 import mbsim
-from mbsim.study import claims, figures
-from mbsim.study.report import CLAIMS, CONTROLS, expected_statuses, reproduce, to_json
+from mbsim._shared.plain_data import to_json
+from mbsim.study.claim import Claim, Study
+from mbsim.study.floors import BIAS_NEEDS_SKEW, BIAS_STAYS, SWEET_SPOT
+from mbsim.study.report import CLAIMS, draw_report, expected_statuses, reproduce
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +27,12 @@ def test_every_claim_and_control_has_the_committed_status(reproduced):
 def test_no_control_is_supported_whatever_is_expected_of_it(reproduced):
     statuses = {what: verdict.status for what, verdict in reproduced[0].controls}
     assert "supported" not in statuses.values(), statuses
+    count = sum(len(claim.controls) for claim in CLAIMS)
     for mode in (True, False):
         expected = expected_statuses(quick=mode)
         controls = {k: v for k, v in expected.items() if k.startswith("control of ")}
-        assert len(controls) == len(CONTROLS)
-        assert len(expected) == len(CLAIMS) + len(CONTROLS)
+        assert len(controls) == count
+        assert len(expected) == len(CLAIMS) + count
         assert "supported" not in controls.values()
 
 
@@ -65,11 +69,11 @@ def test_the_same_seed_gives_the_same_verdict_and_the_same_pictures_byte_for_byt
     reproduced, tmp_path
 ):
     report, folder = reproduced
-    again = claims.bias_needs_skew(quick=True)
+    again = BIAS_NEEDS_SKEW.verdict(Study(quick=True))
     first = next(v for v in report.verdicts if v.claim == again.claim)
     assert to_json(again.to_dict()) == to_json(first.to_dict())
-    assert claims.bias_needs_skew(quick=True, rng=1).to_dict() != first.to_dict()
-    for path in figures.draw_report(json.loads((folder / "report.json").read_text()), tmp_path):
+    assert BIAS_NEEDS_SKEW.verdict(Study(quick=True, rng=1)).to_dict() != first.to_dict()
+    for path in draw_report(json.loads((folder / "report.json").read_text()), tmp_path):
         assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
 
 
@@ -101,6 +105,49 @@ def test_bad_calls_are_refused_before_any_work(arguments, message):
         reproduce(**arguments)
 
 
-def test_an_unknown_noise_is_refused():
-    with pytest.raises(mbsim.InvalidArgument, match="noise='odd' must be"):
-        claims.sweet_spot(noise="odd")
+def test_an_unknown_control_is_refused():
+    message = "control='odd' must be a control of sweet-spot: symmetric noise, no draggers, labels"
+    with pytest.raises(mbsim.InvalidArgument, match="^" + message):
+        SWEET_SPOT.verdict(Study(), control="odd")
+    message = "control='odd' must be a control of bias-stays: there is none"
+    with pytest.raises(mbsim.InvalidArgument, match="^" + message):
+        BIAS_STAYS.verdict(Study(), control="odd")
+
+
+def test_a_bad_seed_is_refused():
+    message = "rng=-1 must be an integer of at least 0"
+    with pytest.raises(mbsim.InvalidArgument, match="^" + message):
+        Study(rng=-1)
+
+
+def test_every_claim_says_what_it_is():
+    assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
+    for claim in CLAIMS:
+        assert claim.statement.endswith(".")
+        assert claim.source
+        assert bool(claim.figure) == bool(claim.draw), claim.name
+
+
+def test_what_a_claim_and_its_control_share_runs_once_in_a_study():
+    def flips(study, bent=False):
+        return [], {"thrown": study.once(throw, 3), "bent": bent}
+
+    def throw(study, count):
+        calls.append(count)
+        return study.rng + count
+
+    calls = []
+    claim = Claim(name="c", statement="It is so.", source="a test", run=flips,
+                  controls={"bent": {"bent": True}})  # fmt: skip
+    study = Study(rng=4)
+    assert claim.run(study) == ([], {"thrown": 7, "bent": False})
+    assert claim.run(study, **claim.controls["bent"]) == ([], {"thrown": 7, "bent": True})
+    assert calls == [3]
+    assert claim.run(Study(rng=5))[1]["thrown"] == 8
+    assert calls == [3, 3]
+
+
+def test_claims_and_studies_can_go_to_another_process():
+    for claim in CLAIMS:
+        assert pickle.loads(pickle.dumps(claim)) == claim
+    assert pickle.loads(pickle.dumps(Study(quick=True, rng=2))) == Study(quick=True, rng=2)
