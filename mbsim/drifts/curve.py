@@ -281,6 +281,8 @@ class Far:
         values, kappa = tail.values, tail.kappa(start)
         error = _quantile(values.df, rate) * values.second_moment_standard_error
         error += values.second_moment_numerical_error
+        if not math.isfinite(values.second_moment[0]):
+            return cls(slope=-math.inf, a=0.0, b=0.0, start=start, exact=False)
         root = math.sqrt((values.second_moment + error)[0])
         slope = values.descent(half_step)[0] - error_of_f(values, half_step, rate)
         return cls(

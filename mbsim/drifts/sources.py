@@ -108,7 +108,9 @@ class DriftValues:
     def descent(self, half_step: float) -> tuple[Array, Array, Array]:
         """f = r A − λ M for λ = `half_step` = ηL/2, its standard error and its numerical error."""
         r = self.grad_norm
-        f = r * self.progress - half_step * self.second_moment
+        f = r * self.progress
+        if half_step:  # 0 times an infinite M is no number
+            f = f - half_step * self.second_moment
         variance = np.square(r * self.progress_standard_error)
         variance += np.square(half_step * self.second_moment_standard_error)
         variance -= 2 * r * half_step * self.covariance
@@ -315,7 +317,8 @@ class _Integrated:
         if r == 0 and self._symmetric:
             drift[0] = spread[0] = 0.0
         error = _TIMES * spread + np.where(spread > 0, _BY_CHANCE, 0.0) * natural
-        return _out_of_units(drift, unit), _out_of_units(error, unit)
+        drift, error = _out_of_units(drift, unit), _out_of_units(error, unit)
+        return drift, np.where(np.isfinite(drift), error, 0.0)
 
 
 class _Sampled:
@@ -349,6 +352,7 @@ class _Sampled:
         none = np.zeros_like(drift)
         return DriftValues.of("sample", grad_norm, drift, none, relative_error, covariance, df)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _one(self, r: float, aim: float | None) -> tuple[Array, Array, int]:
         """A and M, their covariance and its df: from so many blocks as the aim asks for."""
         rows = np.zeros((0, 4))
@@ -360,9 +364,12 @@ class _Sampled:
             if (np.sqrt(np.diag(covariance)) <= (aim or 0.0) * np.abs(mean)).all():
                 break
         p_empty = self.problem.draggers.probability**self.b if self._stops else 0.0
-        units = max(r, self.problem.noise.sigma) or 1.0
-        scale = (1 - p_empty) ** self.m * np.array([units, units**2])
-        return mean * scale, covariance * np.multiply.outer(scale, scale), df
+        unit = np.float64(max(r, self.problem.noise.sigma) or 1.0)
+        scale = (1 - p_empty) ** self.m * np.array([unit, unit * unit])
+        mean, covariance = mean * scale, covariance * np.multiply.outer(scale, scale)
+        # What is infinite is so without an error.
+        covariance[~(np.isfinite(mean)[:, None] & np.isfinite(mean))] = 0.0
+        return mean, covariance, df
 
     def _block(self, number: int) -> StepSample:
         while len(self._blocks) <= number:
@@ -378,10 +385,15 @@ def _regressed(rows: Array) -> tuple[Array, Array, int]:
     targets, controls = rows[:, :2], rows[:, 2:]
     controls = controls[:, np.ptp(controls, axis=0) > 0]
     design = np.concatenate([np.ones((len(rows), 1)), controls], axis=1)
-    scale = np.abs(design).max(axis=0)
-    coefficients, *_ = np.linalg.lstsq(design / scale, targets)
-    rest = targets - (design / scale) @ coefficients
+    design /= np.abs(design).max(axis=0)
+    size = np.abs(targets).max(axis=0)
+    infinite = ~np.isfinite(size)
+    unit = np.where((size > 0) & ~infinite, size, 1.0)
+    targets = np.where(infinite, 0.0, targets / unit)
+    coefficients, *_ = np.linalg.lstsq(design, targets)
+    rest = targets - design @ coefficients
     df = len(rows) - design.shape[1]
     # The variance of the intercept: a little more than 1/groups, for controls are not balanced.
-    leverage = np.linalg.pinv((design / scale).T @ (design / scale))[0, 0]
-    return coefficients[0] / scale[0], leverage * (rest.T @ rest) / df, df
+    leverage = np.linalg.pinv(design.T @ design)[0, 0]
+    covariance = leverage * (rest.T @ rest) / df * np.multiply.outer(unit, unit)
+    return np.where(infinite, size, coefficients[0] * unit), covariance, df
