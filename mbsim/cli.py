@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mbsim._shared.records import to_json
 from mbsim._shared.version import __version__
 from mbsim.errors import InvalidArgument, check_integer
 
@@ -58,7 +59,7 @@ def reproduce(
 
     report = reports.reproduce(out, quick=quick, rng=seed)
     if json:
-        print(reports.to_json(report.to_dict()), end="")
+        print(to_json(report.to_dict()), end="")
     else:
         _print_report(report, out)
     surprises = report.surprises()
@@ -105,7 +106,6 @@ def table1(
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """The bounds side by side, derived from the paper's assumptions: in symbols, or in numbers."""
-    from mbsim.study.report import to_json
     from mbsim.theory import table1 as bounds
 
     table = bounds()
@@ -154,7 +154,6 @@ def sweet_spot(
     from mbsim.problems.draggers import Draggers
     from mbsim.problems.losses import Quadratic
     from mbsim.problems.problem import Problem
-    from mbsim.study.report import to_json
 
     size = check_integer("dimension", dimension, minimum=1)
     problem = Problem(
@@ -214,7 +213,6 @@ def check_bound(
 ) -> None:
     """Hold your own formula for the mean of |gradient|^2 over a run against simulation."""
     from mbsim.study.bounds_hold import check_bound as check
-    from mbsim.study.report import to_json
 
     verdict = check(
         formula, kind=kind, method=method, largest_step=largest_step, problems=problems, rng=seed
@@ -274,7 +272,3 @@ def main() -> None:
 def _fail(message: str, code: int = 2) -> None:
     print(f"mbsim: {message}", file=sys.stderr)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -27,7 +27,7 @@ from mbsim.problems.noise import NoiseLaw
 from mbsim.problems.normals import standard_normals
 from mbsim.problems.problem import Problem
 
-__all__ = ["ExactLaw", "block_bytes", "lane_width", "lanes_together", "why_not"]
+__all__ = ["ExactLaw"]
 
 Array = NDArray[np.float64]
 
@@ -43,54 +43,9 @@ _THREAD_NUMBERS = 2**16
 _BENIGN, _DRAGGER = 0, 1
 
 
-def why_not(problem: Problem) -> str | None:
-    """Why this engine does not apply to `problem`; None where it does."""
-    if isinstance(problem.noise, NoiseLaw):
-        return None
-    return (
-        f"noise={problem.noise!r} draws whole vectors (it has no mean_of), and this engine needs "
-        "the law of the mean of ν examples along the gradient and across it"
-    )
-
-
 def _numbers_per_step(problem: Problem, micro_batches: int) -> int:
     """About how many numbers one step of one replicate holds."""
     return 9 * micro_batches + 2 * problem.dimension
-
-
-def lane_width(problem: Problem, micro_batches: int) -> int:
-    """How many replicates share one stream: 64, or fewer where a single step is very large.
-
-    Never one: NumPy adds up a single column in another order than several side by side, and then
-    the last digits of a replicate would depend on how many lanes are advanced together.
-
-    Raises:
-        InvalidArgument: if one step of one replicate is too large for the memory that is allowed.
-    """
-    numbers = _numbers_per_step(problem, micro_batches)
-    if numbers > _MOST_NUMBERS:
-        raise InvalidArgument(
-            f"batch_size with {micro_batches} micro-batches and dimension {problem.dimension} "
-            f"needs {numbers:,} numbers for one step of one replicate, and must need at most "
-            f"{_MOST_NUMBERS:,}"
-        )
-    return max(2, min(64, _LANE_NUMBERS // numbers))
-
-
-def lanes_together(problem: Problem, micro_batches: int) -> tuple[int, int]:
-    """How many lanes one thread advances at a time, at least and at most; it changes no digit.
-
-    With fewer, a step is too short for threads to pay: they would wait for the interpreter.
-    """
-    lane = lane_width(problem, micro_batches) * _numbers_per_step(problem, micro_batches)
-    most = max(1, min(_MOST_LANES, _BLOCK_NUMBERS // lane))
-    return min(most, -(-_THREAD_NUMBERS // lane)), most
-
-
-def block_bytes(problem: Problem, micro_batches: int) -> int:
-    """About how much memory one thread needs: what is drawn ahead, and one step's arithmetic."""
-    step = lane_width(problem, micro_batches) * _numbers_per_step(problem, micro_batches)
-    return 24 * lanes_together(problem, micro_batches)[1] * (_AHEAD + step)
 
 
 class _Step(NamedTuple):
@@ -143,7 +98,7 @@ class ExactLaw:
         # Without clipping every split gives the same update; one micro-batch is the cheapest.
         self.m = 1 if isinstance(rule, NoClipping) else micro_batches
         self.b = batch_size // self.m
-        self.width = lane_width(problem, micro_batches)
+        self.width = self.lane_width(problem, batch_size, micro_batches)
         gamma, n = problem.draggers.coherence, problem.benign_dim
         # Of each part: where a direction lives, and how many dimensions its own lengths have.
         self._dimensions = (n - 1, problem.dragger_dim)
@@ -151,6 +106,55 @@ class ExactLaw:
         self._parts: list[int] = []
         self._room: _Step | None = None
         self._steps = self._drawn_ahead()
+
+    @classmethod
+    def why_not(cls, problem: Problem) -> str | None:
+        """Why this engine does not apply to `problem`; None where it does."""
+        if isinstance(problem.noise, NoiseLaw):
+            return None
+        return (
+            f"noise={problem.noise!r} draws whole vectors (it has no mean_of), and this engine "
+            "needs the law of the mean of ν examples along the gradient and across it"
+        )
+
+    @classmethod
+    def lane_width(cls, problem: Problem, batch_size: int, micro_batches: int) -> int:  # noqa: ARG003
+        """How many replicates share one stream: 64, or fewer where a single step is very large.
+
+        Never one: NumPy adds up a single column in another order than several side by side, and
+        then the last digits of a replicate would depend on how many lanes are advanced together.
+
+        Raises:
+            InvalidArgument: if one step of one replicate is too large for the memory allowed.
+        """
+        numbers = _numbers_per_step(problem, micro_batches)
+        if numbers > _MOST_NUMBERS:
+            raise InvalidArgument(
+                f"batch_size with {micro_batches} micro-batches and dimension {problem.dimension} "
+                f"needs {numbers:,} numbers for one step of one replicate, and must need at most "
+                f"{_MOST_NUMBERS:,}"
+            )
+        return max(2, min(64, _LANE_NUMBERS // numbers))
+
+    @classmethod
+    def lanes_together(
+        cls, problem: Problem, batch_size: int, micro_batches: int
+    ) -> tuple[int, int]:
+        """How many lanes one thread advances at a time, at least and at most; it changes no digit.
+
+        With fewer, a step is too short for threads to pay: they would wait for the interpreter.
+        """
+        width = cls.lane_width(problem, batch_size, micro_batches)
+        lane = width * _numbers_per_step(problem, micro_batches)
+        most = max(1, min(_MOST_LANES, _BLOCK_NUMBERS // lane))
+        return min(most, -(-_THREAD_NUMBERS // lane)), most
+
+    @classmethod
+    def block_bytes(cls, problem: Problem, batch_size: int, micro_batches: int) -> int:
+        """About how much memory one thread needs: what is drawn ahead, and one step's work."""
+        sizes = problem, batch_size, micro_batches
+        step = cls.lane_width(*sizes) * _numbers_per_step(problem, micro_batches)
+        return 24 * cls.lanes_together(*sizes)[1] * (_AHEAD + step)
 
     def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_] | None]:
         """One update for each replicate, and which of them stand still because ρ = 0, if any.

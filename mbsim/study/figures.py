@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mbsim._shared.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -70,7 +72,8 @@ def draw_report(report: dict[str, Any], folder: Path) -> list[Path]:
             draw(figure)
             for suffix, about in ((".png", {"Software": None}), (".svg", {"Date": None})):
                 paths.append(folder / f"{name}{suffix}")
-                figure.savefig(paths[-1], metadata=about)
+                with replacing(paths[-1], "out") as file:
+                    figure.savefig(file, format=suffix[1:], metadata=about)
     return paths
 
 

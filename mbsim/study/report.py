@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata, resources
-from pathlib import Path
 from typing import Any
 
-from mbsim._shared.files import replacing
+from mbsim._shared.files import replacing, writable_folder
 from mbsim._shared.progress import progress
+from mbsim._shared.records import to_json
 from mbsim._shared.version import __version__
-from mbsim.errors import InvalidArgument, check_integer, shown
+from mbsim.errors import check_integer
 from mbsim.study import bounds_hold, claims, sweet_spot_claims
 from mbsim.verdicts import Verdict
 
@@ -160,7 +158,7 @@ def reproduce(
     from mbsim.study import figures
 
     check_integer("rng", rng, minimum=0)
-    folder = _checked_folder(out)
+    folder = writable_folder(out, "out")
     jobs: list[tuple[str, Claim, dict[str, Any]]] = [("", claim, {}) for claim in CLAIMS]
     jobs += CONTROLS
     started, seconds, done = time.perf_counter(), {}, []
@@ -188,37 +186,9 @@ def reproduce(
         figures.draw_report(report.to_dict(), folder)
     seconds["all"] = round(time.perf_counter() - started, 2)
     report.made_with.update(_versions(), seconds=seconds)
-    with replacing(folder / "report.json") as file:
+    with replacing(folder / "report.json", "out") as file:
         file.write(to_json(report.to_dict()).encode())
     return report
-
-
-def to_json(content: Any) -> str:
-    """Plain data as JSON that any reader takes: numbers that are not finite become null."""
-    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, dict):
-        return {key: _finite(item) for key, item in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_finite(item) for item in content]
-    return content
-
-
-def _checked_folder(out: Any) -> Path:
-    try:
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (OSError, TypeError, ValueError) as error:
-        raise InvalidArgument(
-            f"out={shown(out)} must be a folder that can be written to"
-        ) from error
-    return folder
 
 
 def _versions() -> dict[str, Any]:
