@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from mbsim.clipping import NoClipping, Rule
 from mbsim.errors import InvalidArgument
 from mbsim.problems import micro_batches as micro
+from mbsim.problems.lengths import is_plain, not_plain, unit_of
 from mbsim.problems.noise import NoiseLaw
 from mbsim.problems.normals import standard_normals
 from mbsim.problems.problem import Problem
@@ -164,10 +165,16 @@ class ExactLaw:
         """
         step = next(self._steps)
         g, n = gradient.T, self.problem.benign_dim
+        unit: Any = 1.0
         norm_sq = np.array([_dot(g[:n], g[:n]), _dot(g[n:], g[n:])])
-        grad_norm = np.sqrt(norm_sq[0] + norm_sq[1])
+        if not is_plain(norm_sq[0] + norm_sq[1]):  # then in a unit that squares can be taken in
+            unit = unit_of(np.abs(g).max(axis=0))
+            g = g / unit
+            norm_sq = np.array([_dot(g[:n], g[:n]), _dot(g[n:], g[n:])])
+        in_units = np.sqrt(norm_sq[0] + norm_sq[1])
+        grad_norm = unit * in_units
         along, lengths, stalled = self._sum_micro_batches(step, grad_norm)
-        out = self._place(g, norm_sq, along / _or_one(grad_norm), lengths * step.inverse, step)
+        out = self._place(g, norm_sq, along / _or_one(in_units), lengths * step.inverse, step)
         if not grad_norm.all():  # there e is the first axis
             out[0] += np.where(grad_norm == 0, along, 0)
         return out.T, stalled
@@ -179,10 +186,17 @@ class ExactLaw:
         draggers = self.problem.draggers
         dragger_length = draggers.length(grad_norm, self.problem.noise.sigma)
         x_along = micro.along(step.benign, step.noise, grad_norm, dragger_length, draggers)
-        norms = micro.norms(x_along, step.across_sq, step.dragger_sq, dragger_length)
+        across = step.lengths[0] if self._parts[:1] == [_BENIGN] else None
+        norms = micro.norms(x_along, step.across_sq, step.dragger_sq, dragger_length, across)
         factors = self.rule.factors(norms.T).T / self.m
-        stalled = None if norms.all() else ~np.any(factors * norms, axis=0)
+        stalled = None if norms.all() else ~np.any((factors != 0) & (norms != 0), axis=0)
         lengths = _length_of_sum(factors * step.lengths, step.cosines)
+        if not is_plain(lengths):
+            here = not_plain(lengths).any(axis=0)
+            parts = factors[:, here] * step.lengths[..., here]
+            unit = unit_of(parts.max(axis=1))
+            parts /= unit[:, None]
+            lengths[:, here] = unit * _length_of_sum(parts, step.cosines[..., here])
         if self._parts[-1:] == [_DRAGGER]:
             if draggers.coherence:
                 lengths[-1] = np.hypot(lengths[-1], _dot(factors, step.shared))

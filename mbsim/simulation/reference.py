@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mbsim.clipping import Rule
 from mbsim.errors import InvalidArgument
+from mbsim.problems.lengths import norms_of
 from mbsim.problems.problem import Problem
 from mbsim.problems.vectors import VectorDraws
 
@@ -98,7 +99,7 @@ class Reference:
             gradient: ∇L(w) of each replicate, ``[width, d]``.
         """
         micro_batches, _ = self.draws.at(gradient)
-        norms = np.sqrt(np.einsum("...i,...i->...", micro_batches, micro_batches))
+        norms = norms_of(micro_batches)
         factors = self.rule.factors(norms)
-        update = np.einsum("rj,rji->ri", factors, micro_batches) / factors.shape[-1]
-        return update, None if norms.all() else ~(factors * norms).any(axis=-1)
+        update: Array = np.einsum("rj,rji->ri", factors, micro_batches) / factors.shape[-1]
+        return update, None if norms.all() else ~((factors != 0) & (norms != 0)).any(axis=-1)
