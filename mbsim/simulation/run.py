@@ -33,6 +33,7 @@ from mbsim.errors import (
 )
 from mbsim.methods import SGD, Method, MicroBatchClipping, check_method
 from mbsim.problems import draggers, losses, noise
+from mbsim.problems.lengths import unit_of
 from mbsim.problems.problem import Problem
 from mbsim.simulation.exact_law import ExactLaw
 from mbsim.simulation.reference import Reference
@@ -162,20 +163,25 @@ class Run:
 
         A diverged replicate is not dropped, so from its divergence on the mean is NaN.
         """
-        return self._field(name).mean(axis=0)
+        field, unit = self._in_units(name)
+        return unit * field.mean(axis=0)
 
     def standard_error(self, name: str) -> Any:
         """The standard error of :meth:`mean`; NaN for a single replicate."""
+        field, unit = self._in_units(name)
         if self.replicates == 1:
-            return np.full(self._field(name).shape[1:], math.nan)[()]
-        return self._field(name).std(axis=0, ddof=1) / math.sqrt(self.replicates)
+            return np.full(field.shape[1:], math.nan)[()]
+        with np.errstate(invalid="ignore"):  # infinite squares have no spread
+            return unit * (field.std(axis=0, ddof=1) / math.sqrt(self.replicates))
 
-    def _field(self, name: str) -> Array:
+    def _in_units(self, name: str) -> tuple[Array, Array]:
+        """A field over a power of two, in which sums of squares cannot overflow; and that power."""
         names = ("grad_norm_sq", "loss", "mean_grad_norm_sq", "final_w")
         if name not in names:
             raise InvalidArgument(f"name={shown(name)} must be one of {', '.join(names)}")
         field: Array = getattr(self, name)
-        return field
+        unit = unit_of(np.abs(field).max(axis=0))
+        return field / unit, unit
 
     def to_xarray(self) -> xarray.Dataset:
         """The run as a labelled :class:`xarray.Dataset` (needs xarray, in the extra ``labels``)."""
@@ -399,7 +405,7 @@ def simulate(
     True
     """
     plan = _plan(
-        problem, method, batch_size, step_size, steps, replicates, rng, record_every, engine
+        problem, method, engine, batch_size, replicates, rng, step_size, steps, record_every
     )
     if threads is None:
         seen = hasattr(os, "sched_getaffinity")
@@ -412,11 +418,8 @@ def simulate(
     block = max(fewest, min(most, n_lanes // workers))
     blocks = [range(i, min(i + block, n_lanes)) for i in range(0, n_lanes, block)]
 
-    counts = {
-        "replicate": plan.replicates,
-        "step": plan.recorded.size,
-        "coordinate": plan.problem.dimension,
-    }
+    counts = {"replicate": plan.replicates, "step": plan.recorded.size}
+    counts["coordinate"] = problem.dimension
     out: dict[str, Any] = {
         name: np.full([counts[axis] for axis in axes], -1, dtype)
         for name, (dtype, axes) in _ARRAYS.items()
@@ -477,7 +480,7 @@ def draw_updates(
     >>> draw_updates(problem, mbsim.SGD(), np.ones(4), batch_size=8, replicates=10, rng=0).shape
     (10, 4)
     """
-    plan = _plan(problem, method, batch_size, 1.0, 1, replicates, rng, 1, engine)
+    plan = _plan(problem, method, engine, batch_size, replicates, rng)
     width = plan.width
     gradient = check_array("gradient", gradient, ndim=1)
     with np.errstate(over="ignore"):
@@ -538,13 +541,13 @@ _MOST_RETURNED = 2**31
 def _plan(
     problem: Any,
     method: Any,
+    engine: Any,
     batch_size: Any,
-    step_size: Any,
-    steps: Any,
     replicates: Any,
     rng: Any,
-    record_every: Any,
-    engine: Any,
+    step_size: Any = 1.0,
+    steps: Any = 1,
+    record_every: Any = 1,
 ) -> _Plan:
     problem, method = check_problem(problem), check_method(method)
     batch_size = check_integer("batch_size", batch_size, minimum=1)
@@ -576,9 +579,9 @@ def _plan(
 
 
 def _seed_content(seed: SeedSequence) -> tuple[Any, tuple[int, ...]]:
-    many = isinstance(seed.entropy, (list, tuple, np.ndarray))
-    entropy: Any = [int(word) for word in seed.entropy] if many else int(seed.entropy)  # type: ignore
-    return entropy, tuple(int(k) for k in seed.spawn_key)
+    entropy: Any = seed.entropy
+    many = isinstance(entropy, (list, tuple, np.ndarray))
+    return list(map(int, entropy)) if many else int(entropy), tuple(map(int, seed.spawn_key))
 
 
 def _in_threads(plan: _Plan, out: dict[str, Any], blocks: list[range], workers: int) -> None:

@@ -275,6 +275,38 @@ def test_runs_in_any_unit(engine, power):
     np.testing.assert_array_equal(
         there.mean_grad_norm_sq / 2.0 ** (2 * power), here.mean_grad_norm_sq
     )
+    for summary in ("mean", "standard_error"):
+        one, other = (getattr(run, summary)("grad_norm_sq") for run in (here, there))
+        np.testing.assert_array_equal(other / 2.0 ** (2 * power), one)
+    assert "±" in repr(there)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("rule", [SmallestNorm(), FixedNorm(1.0), UnitNorm()], ids=str)
+def test_draggers_of_any_length_can_be_clipped(engine, rule):
+    """No warning, no divergence: a clipped dragger is no longer than the rule makes it."""
+    runs = [
+        mbsim.simulate(
+            Problem(
+                loss=Quadratic(np.geomspace(0.1, 1, 9)),
+                noise=Gaussian(),
+                draggers=Draggers(probability=0.05, norm_ratio=c),
+                benign_dim=4,
+                start=np.ones(9),
+            ),
+            MicroBatchClipping(2, rule=rule),
+            batch_size=32,
+            step_size=0.1,
+            steps=30,
+            replicates=70,
+            rng=0,
+            engine=engine,
+        )
+        for c in (1e40, 1e150, 1e300)
+    ]
+    for run in runs:
+        assert not run.diverged.any()
+        np.testing.assert_allclose(run.final_w, runs[0].final_w, rtol=1e-9, atol=1e-12)
 
 
 # ------------------------------------------------------------------------- each other
