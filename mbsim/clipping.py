@@ -346,7 +346,7 @@ def _norms(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.floating]]:
         if (np.isfinite(size) & (size > 0) & ~_plain(norms)).any():
             if np.finfo(np.longdouble).maxexp <= np.finfo(norms.dtype).maxexp:
                 raise InvalidArgument(
-                    f"gradients of size {size[np.isfinite(size)].max():g} are beyond what this "
+                    f"gradients of size {size[np.isfinite(size)].max()!s} are beyond what this "
                     "platform's floating point can clip safely; scale them into [1e-70, 1e70]"
                 )
             return _measured(x, np.dtype(np.longdouble))
