@@ -13,24 +13,34 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# For type checkers; an alias to the name itself says that it is public.
 if TYPE_CHECKING:
-    from mbsim import clipping, errors, testing, theory
-    from mbsim._shared.version import __version__
-    from mbsim.checking.check import check
-    from mbsim.choosing.compare import compare
-    from mbsim.choosing.sweet_spot import phase_diagram, sweet_spot
-    from mbsim.choosing.tuning import simulate
-    from mbsim.drifts.drift import Drift, drift
-    from mbsim.errors import InvalidArgument
-    from mbsim.extra import hypothesis as strategies
-    from mbsim.methods import SGD, Method, MicroBatchClipping
-    from mbsim.problems import losses, noise
-    from mbsim.problems.draggers import Draggers
-    from mbsim.problems.problem import Problem
-    from mbsim.simulation.run import Run, draw_updates
-    from mbsim.study.bounds_hold import check_bound
-    from mbsim.study.report import reproduce
-    from mbsim.verdicts import Verdict
+    from mbsim import clipping as clipping
+    from mbsim import errors as errors
+    from mbsim import testing as testing
+    from mbsim import theory as theory
+    from mbsim._shared.version import __version__ as __version__
+    from mbsim.checking.check import check as check
+    from mbsim.choosing.compare import compare as compare
+    from mbsim.choosing.sweet_spot import phase_diagram as phase_diagram
+    from mbsim.choosing.sweet_spot import sweet_spot as sweet_spot
+    from mbsim.choosing.tuning import simulate as simulate
+    from mbsim.drifts.drift import Drift as Drift
+    from mbsim.drifts.drift import drift as drift
+    from mbsim.errors import InvalidArgument as InvalidArgument
+    from mbsim.extra import hypothesis as strategies  # noqa: F401
+    from mbsim.methods import SGD as SGD
+    from mbsim.methods import Method as Method
+    from mbsim.methods import MicroBatchClipping as MicroBatchClipping
+    from mbsim.problems import losses as losses
+    from mbsim.problems import noise as noise
+    from mbsim.problems.draggers import Draggers as Draggers
+    from mbsim.problems.problem import Problem as Problem
+    from mbsim.simulation.run import Run as Run
+    from mbsim.simulation.run import draw_updates as draw_updates
+    from mbsim.study.bounds_hold import check_bound as check_bound
+    from mbsim.study.report import reproduce as reproduce
+    from mbsim.verdicts import Verdict as Verdict
 
 # Where each public name lives.
 _HOMES = {
@@ -64,34 +74,7 @@ _MODULES = {
     "theory": "mbsim.theory",
 }
 
-__all__ = [
-    "SGD",
-    "Draggers",
-    "Drift",
-    "InvalidArgument",
-    "Method",
-    "MicroBatchClipping",
-    "Problem",
-    "Run",
-    "Verdict",
-    "__version__",
-    "check",
-    "check_bound",
-    "clipping",
-    "compare",
-    "draw_updates",
-    "drift",
-    "errors",
-    "losses",
-    "noise",
-    "phase_diagram",
-    "reproduce",
-    "simulate",
-    "strategies",
-    "sweet_spot",
-    "testing",
-    "theory",
-]
+__all__ = sorted([*_HOMES, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:

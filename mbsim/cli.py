@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mbsim._shared.records import to_json
 from mbsim._shared.version import __version__
 from mbsim.errors import InvalidArgument, check_integer
 
@@ -54,7 +55,6 @@ def reproduce(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Run every claim and negative control; print the verdicts, write figures and a report."""
-    from mbsim._shared.plain_data import to_json
     from mbsim.study import report as reports
 
     report = reports.reproduce(out, quick=quick, rng=seed)
@@ -106,7 +106,6 @@ def table1(
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """The bounds side by side, derived from the paper's assumptions: in symbols, or in numbers."""
-    from mbsim._shared.plain_data import to_json
     from mbsim.theory import table1 as bounds
 
     table = bounds()
@@ -151,7 +150,6 @@ def sweet_spot(
     """The best micro-batch size for one half of |w|^2, by one criterion."""
     import numpy as np
 
-    from mbsim._shared.plain_data import to_json
     from mbsim.choosing import sweet_spot as study
     from mbsim.problems.draggers import Draggers
     from mbsim.problems.losses import Quadratic
@@ -214,7 +212,6 @@ def check_bound(
     json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
     """Hold your own formula for the mean of |gradient|^2 over a run against simulation."""
-    from mbsim._shared.plain_data import to_json
     from mbsim.study.bounds_hold import check_bound as check
 
     verdict = check(
@@ -275,7 +272,3 @@ def main() -> None:
 def _fail(message: str, code: int = 2) -> None:
     print(f"mbsim: {message}", file=sys.stderr)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,6 +17,7 @@ its step size is ours divided by m.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -26,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from mbsim._shared.values import declared
 from mbsim.errors import (
     InvalidArgument,
-    check_array,
+    as_numbers,
     check_divides,
     check_finite,
     check_number,
@@ -199,12 +200,6 @@ class UnitNorm:
         return np.divide(1, shifted, out=np.zeros_like(norms), where=normal)
 
 
-# Squares of entries within these limits, and sums of up to 1e60 of them, neither overflow nor
-# lose digits to underflow in float64; beyond them the arithmetic moves to extended precision.
-_PLAIN_MIN, _PLAIN_MAX = 1e-120, 1e120
-_EXTENDED_REACHES_FURTHER = bool(np.finfo(np.longdouble).maxexp > np.finfo(np.float64).maxexp)
-
-
 def check_rule(rule: object) -> Rule:
     """`rule` itself if it has a method ``factors``."""
     if isinstance(rule, type) or not isinstance(rule, Rule):
@@ -217,19 +212,21 @@ def check_rule(rule: object) -> Rule:
 
 def apply(
     micro_batch_gradients: ArrayLike, rule: Rule | None = None, *, nonfinite: str = "raise"
-) -> NDArray[np.float64]:
+) -> NDArray[np.floating]:
     r"""Algorithm 1 from micro-batch gradients: u = (1/m) Σ_j s_j X_j.
 
     Args:
         micro_batch_gradients: X, real numbers of shape ``[..., m, d]``; leading axes are
-            independent steps.
+            independent steps. A gradient that is a matrix must be flattened first, for
+            ``[m, out, in]`` are taken for m steps of `out` micro-batches.
         rule: the clipping rule; :class:`SmallestNorm` if none is given.
         nonfinite: ``"raise"`` refuses NaN and infinity; ``"drop"`` leaves the micro-batches that
             hold one out of the step: the rule and the mean see only the rest.
 
     Returns:
-        The update u, float64 of shape ``[..., d]``, in the units of the gradients. It is right
-        wherever it is representable, also for gradients of size 1e200 or 1e-200.
+        The update u of shape ``[..., d]``, in the units and the floating type of the gradients
+        (float64 for integers). It is right wherever it is representable, also for gradients of size
+        1e200 or 1e-200 and for half precision: sums are taken in float64 or wider.
 
     Raises:
         InvalidArgument: for gradients that are not numbers, lack axes or are not finite, and for
@@ -240,15 +237,9 @@ def apply(
     >>> apply([[3.0, 4.0], [0.0, 10.0]])          # norms 5 and 10: the second is halved
     array([1.5, 4.5])
     """
-    rule = check_rule(SmallestNorm() if rule is None else rule)
-    _check_nonfinite(nonfinite)
-    gradients = check_array("micro_batch_gradients", micro_batch_gradients)
-    if gradients.ndim < 2:
-        raise InvalidArgument(
-            f"micro_batch_gradients has shape {gradients.shape} and must have at least two axes, "
-            "[..., micro-batch, coordinate]"
-        )
-    return _apply(gradients, rule, nonfinite, name="micro_batch_gradients")
+    return _clipped(
+        "micro_batch_gradients", "micro-batch", micro_batch_gradients, 1, rule, nonfinite
+    )
 
 
 def update(
@@ -257,20 +248,23 @@ def update(
     rule: Rule | None = None,
     *,
     nonfinite: str = "raise",
-) -> NDArray[np.float64]:
+) -> NDArray[np.floating]:
     """Algorithm 1 from per-example gradients, in contiguous micro-batches of b.
 
     Micro-batch j holds the examples j·b … (j+1)·b − 1; shuffle the examples first if their order
     means something.
 
     Args:
-        per_example_gradients: real numbers of shape ``[..., B, d]``.
+        per_example_gradients: real numbers of shape ``[..., B, d]``; leading axes are independent
+            steps. The gradients of a layer, ``[B, out, in]``, are B steps of `out` examples unless
+            they are flattened to ``[B, out * in]`` first.
         micro_batch_size: b; it must divide B.
         rule: the clipping rule; :class:`SmallestNorm` if none is given.
         nonfinite: as in :func:`apply`.
 
     Returns:
-        The update u, float64 of shape ``[..., d]``.
+        The update u of shape ``[..., d]``, as in :func:`apply`. Memory beyond it and the input
+        stays under a tenth of a large input.
 
     Raises:
         InvalidArgument: as :func:`apply`, and for a b that does not divide B.
@@ -280,76 +274,139 @@ def update(
     >>> update([[2.0, 0.0], [4.0, 0.0], [0.0, 1.0], [0.0, 1.0]], micro_batch_size=2)
     array([0.5, 0.5])
     """
+    return _clipped(
+        "per_example_gradients", "example", per_example_gradients, micro_batch_size, rule, nonfinite
+    )
+
+
+def _clipped(
+    name: str, unit: str, gradients: ArrayLike, size: Any, rule: Rule | None, nonfinite: Any
+) -> NDArray[np.floating]:
+    """Algorithm 1 from `gradients` ``[..., B, d]``, in micro-batches of `size`."""
     rule = check_rule(SmallestNorm() if rule is None else rule)
-    _check_nonfinite(nonfinite)
-    gradients = check_array("per_example_gradients", per_example_gradients)
-    if gradients.ndim < 2:
-        raise InvalidArgument(
-            f"per_example_gradients has shape {gradients.shape} and must have at least two axes, "
-            "[..., example, coordinate]"
-        )
-    *leading, examples, dim = gradients.shape
-    m = check_divides(micro_batch_size, examples)
-    if nonfinite == "raise":
-        check_finite("per_example_gradients", gradients)
-    # Averages near the largest float would overflow on the way, and tiny ones lose their direction.
-    wide = _widened(gradients) if _extreme(gradients) else gradients
-    with np.errstate(invalid="ignore"):  # inf - inf in a micro-batch that is about to be dropped
-        means = wide.reshape(*leading, m, examples // m, dim).mean(axis=-2)
-    return _apply(means, rule, nonfinite, name="per_example_gradients")
-
-
-def _check_nonfinite(nonfinite: object) -> None:
     if not isinstance(nonfinite, str) or nonfinite not in ("raise", "drop"):
         raise InvalidArgument(f"nonfinite={shown(nonfinite)} must be 'raise' or 'drop'")
-
-
-def _apply(
-    gradients: NDArray[np.floating], rule: Rule, nonfinite: str, *, name: str
-) -> NDArray[np.float64]:
-    finite = np.isfinite(gradients).all(axis=-1)
+    x = as_numbers(name, gradients)
+    if x.ndim < 2:
+        raise InvalidArgument(
+            f"{name} has shape {x.shape} and must have at least two axes, [..., {unit}, coordinate]"
+        )
+    *leading, examples, dim = x.shape
+    m = check_divides(size, examples)
+    parts, norms = _norms(x.reshape(-1, m, examples // m, dim))
+    out = np.empty((len(parts), dim), np.float64 if x.dtype.kind in "iu" else x.dtype)
+    finite = np.isfinite(norms)
     if finite.all():
-        return _clipped_mean(gradients, rule)
-    if nonfinite == "raise":
-        check_finite(name, gradients)
-    out = np.empty((*gradients.shape[:-2], gradients.shape[-1]))
-    for step in np.ndindex(finite.shape[:-1]):
-        if not finite[step].any():
-            raise InvalidArgument(
-                f"{name} leaves no finite micro-batch in step {step}, so nonfinite='drop' "
-                "has nothing to average"
-            )
-        out[step] = _clipped_mean(gradients[step][finite[step]], rule)
-    return out
+        factors = _factors(rule, norms.reshape(*leading, m))
+        _average(parts, factors.reshape(-1, m), np.ones(m, bool), out)
+    elif nonfinite == "raise":
+        check_finite(name, x)
+    else:
+        for step, kept in enumerate(finite):
+            if not kept.any():
+                raise InvalidArgument(
+                    f"{name} leaves no finite micro-batch in step "
+                    f"{tuple(map(int, np.unravel_index(step, leading)))}, so nonfinite='drop' "
+                    "has nothing to average"
+                )
+            factors = np.zeros((1, m), norms.dtype)
+            factors[:, kept] = _factors(rule, norms[step, kept])
+            _average(parts[step : step + 1], factors, kept, out[step : step + 1])
+    check_finite(f"the update of rule={shown(rule)}", out)
+    return out.reshape(*leading, dim)
 
 
-def _clipped_mean(gradients: NDArray[np.floating], rule: Rule) -> NDArray[np.float64]:
-    """u = (1/m) Σ_j s_j X_j for finite X of shape [..., m, d]."""
-    if _extreme(gradients):
-        gradients = _widened(gradients)
-    norms = np.sqrt(np.square(gradients).sum(axis=-1))
+def _factors(rule: Rule, norms: NDArray[np.floating]) -> NDArray[np.floating]:
     factors = np.asarray(rule.factors(norms))
     if factors.shape != norms.shape:
         raise InvalidArgument(
             f"rule={shown(rule)} returned factors of shape {factors.shape} for norms of shape "
             f"{norms.shape}; they must be the same"
         )
-    clipped = (factors[..., None] * gradients).mean(axis=-2)
-    result: NDArray[np.float64] = clipped.astype(np.float64)
-    check_finite(f"the update of rule={shown(rule)}", result)
-    return result
+    return factors
 
 
-def _extreme(vectors: NDArray[np.floating]) -> bool:
-    """Whether a vector (the last axis) is beyond the plain limits; NaN and ∞ are overlooked."""
-    largest = np.where(np.isfinite(vectors), np.abs(vectors), 0).max(axis=-1)
-    return bool(((largest > _PLAIN_MAX) | ((largest < _PLAIN_MIN) & (largest > 0))).any())
+# ---------------------------------------------------------------------------- in blocks
+
+# Means held at a time (1 MiB in float64), and the fewest columns of them, to read memory in order.
+_BLOCK, _COLUMNS = 2**17, 2**14
 
 
-def _widened(gradients: NDArray[np.floating]) -> NDArray[np.floating]:
-    if not _EXTENDED_REACHES_FURTHER:
-        raise InvalidArgument(
-            f"gradients of size {float(np.abs(gradients).max()):g} are beyond what this platform's "
-            "floating point can clip safely; scale them into [1e-120, 1e120]"
-        )
-    return gradients.astype(np.longdouble)
+def _norms(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.floating]]:
+    """‖X_j‖ for x ``[steps, m, b, d]``, not finite where an example is not, ``[steps, m]``.
+
+    Beside them x again, or the means X in its place, ``[steps, m, 1, d]``, if they are few. The
+    type of the norms is float64, or extended precision where the squares of float64 would not do.
+    """
+    parts, norms = _measured(x, np.promote_types(x.dtype, np.float64))
+    if not _plain(norms).all() and x.dtype.kind in "fiu":
+        # Which norms are not what they seem: NaN and a true 0 are. (An unsigned −x would wrap.)
+        most, least = x.max(axis=(-1, -2)), x.min(axis=(-1, -2))
+        size = np.maximum(most.astype(norms.dtype), -least.astype(norms.dtype))
+        if (np.isfinite(size) & (size > 0) & ~_plain(norms)).any():
+            if np.finfo(np.longdouble).maxexp <= np.finfo(norms.dtype).maxexp:
+                raise InvalidArgument(
+                    f"gradients of size {size[np.isfinite(size)].max()!s} are beyond what this "
+                    "platform's floating point can clip safely; scale them into [1e-70, 1e70]"
+                )
+            return _measured(x, np.dtype(np.longdouble))
+    return parts, norms
+
+
+def _plain(norms: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Norms whose squares and ratios are far from the ends of their type."""
+    limit = np.ldexp(norms.dtype.type(1), np.finfo(norms.dtype).maxexp // 4)
+    return (norms > 1 / limit) & (norms < limit)
+
+
+def _measured(x: NDArray[Any], kind: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[np.floating]]:
+    steps, m, b, d = x.shape
+    squares = np.zeros((steps, m), kind)
+    few = b > 1 and 16 * kind.itemsize * steps * m * d <= x.nbytes
+    means = np.empty((steps, m, 1, d), kind) if few else x
+    with np.errstate(all="ignore"):  # what is not finite is seen by the caller
+        for step, columns, groups in _blocks(x.shape):
+            for group in groups:
+                block = _means(x[step, group, :, columns], kind)
+                squares[step, group] += np.einsum("smd,smd->sm", block, block)
+                if few:
+                    means[step, group, 0, columns] = block
+    return means, np.sqrt(squares)
+
+
+def _average(
+    x: NDArray[Any], factors: NDArray[np.floating], kept: NDArray[np.bool_], out: NDArray[Any]
+) -> None:
+    """(1/m) Σ_j s_j X_j over the micro-batches that are kept, for x ``[steps, m, b, d]``."""
+    kind = np.promote_types(factors.dtype, np.float64)
+    with np.errstate(all="ignore"):  # the caller looks whether the result is finite
+        for step, columns, groups in _blocks(x.shape):
+            total = np.zeros((), kind)
+            for group in groups:
+                block = _means(x[step, group, :, columns], kind)
+                weights = factors[step, group]
+                if not kept[group].all():
+                    block, weights = block[:, kept[group]], weights[:, kept[group]]
+                total = total + (weights[:, None] @ block)[:, 0]
+            out[step, columns] = total / kept.sum()
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice, list[slice]]]:
+    """Steps, columns, and groups of micro-batches that together are all of them."""
+    steps, m, _, d = shape
+    columns = min(d, max(_COLUMNS, _BLOCK // m))
+    rows, at_once = min(m, _BLOCK // columns), max(1, _BLOCK // (m * d))
+    groups = [slice(j, j + rows) for j in range(0, m, rows)]
+    for i in range(0, steps, at_once):
+        for c in range(0, d, columns):
+            yield slice(i, i + at_once), slice(c, c + columns), groups
+
+
+def _means(examples: NDArray[Any], kind: np.dtype[Any]) -> NDArray[Any]:
+    """``[steps, m, b, d]`` to ``[steps, m, d]``, added up in `kind` without a copy in it."""
+    b = examples.shape[2]
+    if b == 1:
+        return examples[:, :, 0].astype(kind, copy=False)
+    means: NDArray[Any] = np.add.reduce(examples, axis=2, dtype=kind)
+    means /= b
+    return means

@@ -89,21 +89,30 @@ def check_number(
     return number
 
 
-def check_array(name: str, value: ArrayLike, *, ndim: int | None = None) -> NDArray[np.float64]:
-    """`value` as a float64 array that is not empty; `ndim` fixes the number of axes."""
+def as_numbers(name: str, value: ArrayLike) -> NDArray[Any]:
+    """`value` as an array of integers or floats, of whatever type, that is not empty."""
     try:
         array = np.asarray(value)
-        if array.dtype.kind not in "iuf" or np.ma.isMaskedArray(value):
+        # bfloat16 and its kind are of kind V, and known by their names.
+        number = array.dtype.kind in "iuf" or (
+            array.dtype.kind == "V" and "float" in array.dtype.name
+        )
+        if not number or np.ma.isMaskedArray(value):
             raise TypeError
-        with np.errstate(over="ignore"):  # a longdouble beyond float64 becomes infinite
-            array = array.astype(np.float64)
     except (TypeError, ValueError):
         raise InvalidArgument(f"{name}={shown(value)} must be an array of real numbers") from None
-    if ndim is not None and array.ndim != ndim:
-        raise InvalidArgument(f"{name} has shape {array.shape} and must have {ndim} axes")
     if array.size == 0:
         raise InvalidArgument(f"{name} has shape {array.shape} and must not be empty")
     return array
+
+
+def check_array(name: str, value: ArrayLike, *, ndim: int | None = None) -> NDArray[np.float64]:
+    """`value` as a float64 array that is not empty; `ndim` fixes the number of axes."""
+    array = as_numbers(name, value)
+    if ndim is not None and array.ndim != ndim:
+        raise InvalidArgument(f"{name} has shape {array.shape} and must have {ndim} axes")
+    with np.errstate(over="ignore"):  # a longdouble beyond float64 becomes infinite
+        return array.astype(np.float64)
 
 
 def check_finite(name: str, array: NDArray[np.floating]) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mbsim._shared.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -54,7 +56,8 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     paths = []
     for suffix, about in ((".png", {"Software": None}), (".svg", {"Date": None})):
         paths.append(folder / f"{name}{suffix}")
-        figure.savefig(paths[-1], metadata=about)
+        with replacing(paths[-1], "out") as file:
+            figure.savefig(file, format=suffix[1:], metadata=about)
     return paths
 
 

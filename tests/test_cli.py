@@ -1,7 +1,10 @@
 """The command line: exit codes, and one line on standard error for bad input."""
 
 import json
+import subprocess
+import sys
 
+import processes
 import pytest
 
 from mbsim import cli
@@ -52,6 +55,27 @@ def test_help_and_version(run):
     assert run("--help")[0] == 0
     assert "--quick" in run("reproduce", "--help")[1]
     assert run("--version")[1].strip() == __import__("mbsim").__version__
+
+
+def test_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "mbsim", "--version"],
+        capture_output=True,
+        text=True,
+        env=processes.environment(),
+        check=True,
+    )
+    assert done.stdout.strip() == __import__("mbsim").__version__
+
+
+def test_a_number_needs_no_claims():
+    code = (
+        "import sys; from mbsim import cli\n"
+        "sys.argv = ['mbsim', 'table1', '--json', 'sigma=1']\n"
+        "try: cli.main()\n"
+        "except SystemExit: print([m for m in sys.modules if m.startswith('mbsim.study')])"
+    )
+    assert processes.run(code)[0].splitlines()[-1] == "[]"
 
 
 def test_table1_in_symbols_and_in_numbers(run):

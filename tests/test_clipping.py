@@ -5,6 +5,7 @@ import warnings
 from fractions import Fraction
 
 import numpy as np
+import processes
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -309,10 +310,143 @@ def test_nothing_is_mutated():
 
 def test_integers_lists_and_float32_are_taken_as_they_are():
     x = [[3, 4], [0, 10]]
-    for given_x in (x, np.array(x), np.array(x, dtype=np.float32), np.array(x, dtype=np.uint8)):
+    for given_x, kind in (
+        (x, np.float64),
+        (np.array(x), np.float64),
+        (np.array(x, dtype=np.uint8), np.float64),
+        (np.array(x, dtype=np.float16), np.float16),
+        (np.array(x, dtype=np.float32), np.float32),
+        (np.array(x, dtype=">f4"), np.dtype(">f4")),
+        (np.array(x, dtype=np.longdouble), np.longdouble),
+    ):
         result = apply(given_x)
-        assert result.dtype == np.float64
+        assert result.dtype == kind
         np.testing.assert_array_equal(result, [1.5, 4.5])
+
+
+# ------------------------------------------------------------------------- floating types
+
+
+def narrow_types():
+    """The types below float64 with their relative spacing; bfloat16 where it can be had."""
+    yield pytest.param(np.float16, 2.0**-10, id="float16")
+    yield pytest.param(np.float32, 2.0**-23, id="float32")
+    try:
+        import ml_dtypes
+    except ImportError:
+        skip = pytest.mark.skip(reason="needs ml_dtypes")
+        yield pytest.param(None, None, id="bfloat16", marks=skip)
+    else:
+        yield pytest.param(ml_dtypes.bfloat16, 2.0**-7, id="bfloat16")
+
+
+NARROW = pytest.mark.parametrize(("kind", "spacing"), list(narrow_types()))
+
+
+@NARROW
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("b", [1, 2, 50])
+def test_a_narrow_type_is_kept_and_loses_one_rounding(kind, spacing, rule, b):
+    x = np.random.default_rng(b).standard_normal((3, 100, 7)).astype(kind)
+    result = update(x, b, rule)
+    assert result.dtype == kind
+    exact = update(x.astype(np.float64), b, rule)
+    np.testing.assert_array_equal(result, exact.astype(kind))
+
+
+@NARROW
+def test_squares_and_sums_may_leave_the_range_of_a_narrow_type(kind, spacing):
+    """4e4² is no float16, nor is the sum of eight; 1e-7² is 0. The update is there all the same."""
+    for size in (4e4, 1e-7) if kind == np.float16 else (2e38, 1e-40):
+        x = (size * np.ones((8, 4))).astype(kind)
+        expected = x[0].astype(np.float64)
+        for b in (1, 2, 8):
+            for rule in (SmallestNorm(), NoClipping(), QuantileNorm(0.5)):
+                result = update(x, b, rule)
+                assert result.dtype == kind
+                np.testing.assert_array_equal(result.astype(np.float64), expected)
+            unit = update(x, b, UnitNorm(0.0)).astype(np.float64)
+            np.testing.assert_allclose(unit, 0.5, rtol=spacing)
+
+
+@NARROW
+def test_what_a_narrow_type_cannot_hold_is_refused_or_dropped(kind, spacing):
+    x = np.ones((4, 3), kind)
+    with pytest.raises(InvalidArgument, match=r"the update of rule=.*must be finite"):
+        apply((3e38 if spacing != 2.0**-10 else 6e4) * x, Doubled())
+    x[1, 2] = np.nan
+    with pytest.raises(InvalidArgument, match=r"must be finite.*\(1, 2\)"):
+        update(x, 2)
+    np.testing.assert_array_equal(update(x, 2, nonfinite="drop").astype(float), np.ones(3))
+
+
+class Doubled:
+    def factors(self, norms):
+        return np.full_like(norms, 2)
+
+
+def test_cancellation_in_float32():
+    """The mean of 1e8, 1 and −1e8 is 1/3, which sums in float32 would lose."""
+    x = np.array([[1e8, 1.0], [1.0, 1.0], [-1e8, 1.0]], dtype=np.float32)
+    third = np.float32(1 / 3)
+    np.testing.assert_array_equal(update(x, 3, NoClipping()), [third, 1.0])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e200, 1e-200])
+def test_blocks_change_nothing_but_roundings(monkeypatch, scale):
+    rng = np.random.default_rng(0)
+    x = scale * rng.standard_normal((2, 3, 24, 50))
+    x[1, 2, 5, 7] = np.nan
+    for b in (1, 4, 24):
+        for rule in RULES[1:]:
+            nonfinite = "drop" if b < 24 else "raise"
+            clean = x if b < 24 else x[:1]
+            whole = update(clean, b, rule, nonfinite=nonfinite)
+            with monkeypatch.context() as patch:
+                patch.setattr(clipping, "_BLOCK", 40)
+                patch.setattr(clipping, "_COLUMNS", 8)
+                pieces = update(clean, b, rule, nonfinite=nonfinite)
+            size = np.abs(whole).max()
+            np.testing.assert_allclose(pieces, whole, rtol=0, atol=1e-14 * size)
+
+
+MEMORY = """
+import resource, tracemalloc
+import numpy as np
+from mbsim.clipping import *
+x = np.random.default_rng(0).standard_normal((B, d), dtype=np.float32).astype(kind, copy=False)
+if bad:
+    x[3, 5] = np.nan
+tracemalloc.start()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+result = update(x, b, QuantileNorm(0.5), nonfinite="drop")
+peak = tracemalloc.get_traced_memory()[1]
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert result.dtype == x.dtype
+print((peak - result.nbytes) / x.nbytes, ((after - before) * 1024 - result.nbytes) / x.nbytes)
+"""
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+@pytest.mark.parametrize(
+    ("kind", "B", "d", "b"),
+    [
+        ("float32", 512, 100_000, 8),
+        ("float32", 512, 100_000, 1),
+        ("float32", 512, 100_000, 256),
+        ("float32", 512, 100_000, 32),
+        ("float32", 50_000, 1000, 1),
+        ("float32", 4, 12_500_000, 2),
+        ("float64", 256, 100_000, 16),
+        ("float16", 512, 200_000, 4),
+    ],
+)
+def test_memory_beyond_the_input_stays_under_a_tenth(kind, B, d, b, bad):
+    """200 MB of gradients in a process of its own, by its arrays and by what the system counts."""
+    out, err = processes.run(f"kind, B, d, b, bad = {(kind, B, d, b, bad)}\n{MEMORY}")
+    assert err == ""
+    for share in map(float, out.split()):
+        assert share < 0.1, out
 
 
 # ------------------------------------------------------------------------- not finite

@@ -67,7 +67,7 @@ def test_every_public_name_is_there():
 ROOMS = [
     "errors", "_shared", "clipping", "methods", "statistics", "verdicts", "plots", "problems",
     "simulation", "drifts", "gradients", "theory", "choosing", "checking", "sweeps", "study",
-    "testing", "extra", "cli",
+    "testing", "extra", "cli", "__main__",
 ]  # fmt: skip
 FLOOR = {room: floor for floor, room in enumerate(ROOMS)}
 # What checks must not depend on what is checked.

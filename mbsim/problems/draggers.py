@@ -71,8 +71,9 @@ class Draggers:
         return self.tilt / math.sqrt(1 - self.tilt**2)
 
     def length(self, grad_norm: Array, sigma: float) -> Array:
-        """c √(r² + σ²), the length of a dragger's transverse part; without overflow."""
-        return self.norm_ratio * np.hypot(grad_norm, sigma)
+        """c √(r² + σ²), the length of a dragger's transverse part; ∞ beyond the largest float."""
+        with np.errstate(over="ignore"):
+            return self.norm_ratio * np.hypot(grad_norm, sigma)
 
 
 def check_draggers_argument(draggers: Any) -> Draggers:

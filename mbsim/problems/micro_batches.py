@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mbsim._shared.values import value
 from mbsim.problems.draggers import Draggers
+from mbsim.problems.lengths import is_plain, not_plain, unit_of
 from mbsim.problems.noise import NoiseLaw
 from mbsim.problems.problem import Problem
 
@@ -53,7 +54,9 @@ class MicroBatches:
 
     def norms(self, along: Array, dragger_length: Any) -> Array:
         """‖X‖, given ⟨X, e⟩ and c√(r² + σ²)."""
-        return norms(along, np.square(self.across), self.dragger_sq(), dragger_length)
+        with np.errstate(over="ignore"):
+            across_sq = np.square(self.across)
+        return norms(along, across_sq, self.dragger_sq(), dragger_length, self.across)
 
     def dragger_sq(self) -> Array:
         """The squared length of D, in the units of `own`."""
@@ -71,12 +74,33 @@ def along(
     return result
 
 
-def norms(along: Array, across_sq: Array, dragger_sq: Array, dragger_length: Any) -> Array:
-    """‖X‖ from ⟨X, e⟩, the squares of its two other parts and c√(r² + σ²)."""
-    result = dragger_sq * np.square(dragger_length)
-    result += across_sq
-    result += np.square(along)
-    return np.sqrt(result, out=result)
+def norms(
+    along: Array,
+    across_sq: Array,
+    dragger_sq: Array,
+    dragger_length: Any,
+    across: Array | None = None,
+) -> Array:
+    """‖X‖ from ⟨X, e⟩, the squares of its two other parts and c√(r² + σ²).
+
+    Right also where squares are beyond float64, if `across` itself is given where its square is.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # such numbers are done again below
+        result = dragger_sq * np.square(dragger_length)
+        result += across_sq
+        result += np.square(along)
+    np.sqrt(result, out=result)
+    if not is_plain(result):
+        here = not_plain(result)
+        square = dragger_sq[here]
+        length = np.where(square > 0, np.broadcast_to(dragger_length, result.shape)[here], 0)
+        side = np.sqrt(across_sq[here]) if across is None else across[here]
+        unit = unit_of(np.maximum.reduce([np.sqrt(square) * length, side, np.abs(along[here])]))
+        square *= np.square(length / unit)
+        square += np.square(side / unit)
+        square += np.square(along[here] / unit)
+        result[here] = unit * np.sqrt(square)
+    return result
 
 
 def draw_micro_batches(

@@ -16,6 +16,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from mbsim.problems.draggers import uniform_directions
+from mbsim.problems.lengths import norms_of
 from mbsim.problems.noise import VectorNoise
 from mbsim.problems.problem import Problem
 
@@ -52,7 +53,7 @@ class VectorDraws:
         along, across = self._benign_means(~is_dragger)
         tilted, dragger = self._dragger_means(is_dragger)
         n = self.problem.benign_dim
-        norm = np.sqrt(np.einsum("ri,ri->r", gradient, gradient))
+        norm = norms_of(gradient)
         length = self.problem.draggers.length(norm, self.problem.noise.sigma)
         benign_share = 1 - is_dragger.reshape(-1, self.m, self.batch_size // self.m).mean(axis=-1)
 
@@ -120,7 +121,7 @@ class VectorDraws:
 
 def _unit(vectors: Array) -> Array:
     """Each vector over its norm; the first axis in the place of a zero vector."""
-    norms = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
+    norms = norms_of(vectors)[..., None]
     first = np.zeros_like(vectors)
     first[..., 0] = 1
     return np.divide(vectors, norms, out=first, where=norms > 0)

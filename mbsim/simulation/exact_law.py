@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from mbsim.clipping import NoClipping, Rule
 from mbsim.errors import InvalidArgument
 from mbsim.problems import micro_batches as micro
+from mbsim.problems.lengths import is_plain, not_plain, unit_of
 from mbsim.problems.noise import NoiseLaw
 from mbsim.problems.normals import standard_normals
 from mbsim.problems.problem import Problem
 
-__all__ = ["ExactLaw", "block_bytes", "lane_width", "lanes_together", "why_not"]
+__all__ = ["ExactLaw"]
 
 Array = NDArray[np.float64]
 
@@ -43,54 +44,9 @@ _THREAD_NUMBERS = 2**16
 _BENIGN, _DRAGGER = 0, 1
 
 
-def why_not(problem: Problem) -> str | None:
-    """Why this engine does not apply to `problem`; None where it does."""
-    if isinstance(problem.noise, NoiseLaw):
-        return None
-    return (
-        f"noise={problem.noise!r} draws whole vectors (it has no mean_of), and this engine needs "
-        "the law of the mean of ν examples along the gradient and across it"
-    )
-
-
 def _numbers_per_step(problem: Problem, micro_batches: int) -> int:
     """About how many numbers one step of one replicate holds."""
     return 9 * micro_batches + 2 * problem.dimension
-
-
-def lane_width(problem: Problem, micro_batches: int) -> int:
-    """How many replicates share one stream: 64, or fewer where a single step is very large.
-
-    Never one: NumPy adds up a single column in another order than several side by side, and then
-    the last digits of a replicate would depend on how many lanes are advanced together.
-
-    Raises:
-        InvalidArgument: if one step of one replicate is too large for the memory that is allowed.
-    """
-    numbers = _numbers_per_step(problem, micro_batches)
-    if numbers > _MOST_NUMBERS:
-        raise InvalidArgument(
-            f"batch_size with {micro_batches} micro-batches and dimension {problem.dimension} "
-            f"needs {numbers:,} numbers for one step of one replicate, and must need at most "
-            f"{_MOST_NUMBERS:,}"
-        )
-    return max(2, min(64, _LANE_NUMBERS // numbers))
-
-
-def lanes_together(problem: Problem, micro_batches: int) -> tuple[int, int]:
-    """How many lanes one thread advances at a time, at least and at most; it changes no digit.
-
-    With fewer, a step is too short for threads to pay: they would wait for the interpreter.
-    """
-    lane = lane_width(problem, micro_batches) * _numbers_per_step(problem, micro_batches)
-    most = max(1, min(_MOST_LANES, _BLOCK_NUMBERS // lane))
-    return min(most, -(-_THREAD_NUMBERS // lane)), most
-
-
-def block_bytes(problem: Problem, micro_batches: int) -> int:
-    """About how much memory one thread needs: what is drawn ahead, and one step's arithmetic."""
-    step = lane_width(problem, micro_batches) * _numbers_per_step(problem, micro_batches)
-    return 24 * lanes_together(problem, micro_batches)[1] * (_AHEAD + step)
 
 
 class _Step(NamedTuple):
@@ -143,7 +99,7 @@ class ExactLaw:
         # Without clipping every split gives the same update; one micro-batch is the cheapest.
         self.m = 1 if isinstance(rule, NoClipping) else micro_batches
         self.b = batch_size // self.m
-        self.width = lane_width(problem, micro_batches)
+        self.width = self.lane_width(problem, batch_size, micro_batches)
         gamma, n = problem.draggers.coherence, problem.benign_dim
         # Of each part: where a direction lives, and how many dimensions its own lengths have.
         self._dimensions = (n - 1, problem.dragger_dim)
@@ -151,6 +107,55 @@ class ExactLaw:
         self._parts: list[int] = []
         self._room: _Step | None = None
         self._steps = self._drawn_ahead()
+
+    @classmethod
+    def why_not(cls, problem: Problem) -> str | None:
+        """Why this engine does not apply to `problem`; None where it does."""
+        if isinstance(problem.noise, NoiseLaw):
+            return None
+        return (
+            f"noise={problem.noise!r} draws whole vectors (it has no mean_of), and this engine "
+            "needs the law of the mean of ν examples along the gradient and across it"
+        )
+
+    @classmethod
+    def lane_width(cls, problem: Problem, batch_size: int, micro_batches: int) -> int:  # noqa: ARG003
+        """How many replicates share one stream: 64, or fewer where a single step is very large.
+
+        Never one: NumPy adds up a single column in another order than several side by side, and
+        then the last digits of a replicate would depend on how many lanes are advanced together.
+
+        Raises:
+            InvalidArgument: if one step of one replicate is too large for the memory allowed.
+        """
+        numbers = _numbers_per_step(problem, micro_batches)
+        if numbers > _MOST_NUMBERS:
+            raise InvalidArgument(
+                f"batch_size with {micro_batches} micro-batches and dimension {problem.dimension} "
+                f"needs {numbers:,} numbers for one step of one replicate, and must need at most "
+                f"{_MOST_NUMBERS:,}"
+            )
+        return max(2, min(64, _LANE_NUMBERS // numbers))
+
+    @classmethod
+    def lanes_together(
+        cls, problem: Problem, batch_size: int, micro_batches: int
+    ) -> tuple[int, int]:
+        """How many lanes one thread advances at a time, at least and at most; it changes no digit.
+
+        With fewer, a step is too short for threads to pay: they would wait for the interpreter.
+        """
+        width = cls.lane_width(problem, batch_size, micro_batches)
+        lane = width * _numbers_per_step(problem, micro_batches)
+        most = max(1, min(_MOST_LANES, _BLOCK_NUMBERS // lane))
+        return min(most, -(-_THREAD_NUMBERS // lane)), most
+
+    @classmethod
+    def block_bytes(cls, problem: Problem, batch_size: int, micro_batches: int) -> int:
+        """About how much memory one thread needs: what is drawn ahead, and one step's work."""
+        sizes = problem, batch_size, micro_batches
+        step = cls.lane_width(*sizes) * _numbers_per_step(problem, micro_batches)
+        return 24 * cls.lanes_together(*sizes)[1] * (_AHEAD + step)
 
     def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_] | None]:
         """One update for each replicate, and which of them stand still because ρ = 0, if any.
@@ -160,10 +165,16 @@ class ExactLaw:
         """
         step = next(self._steps)
         g, n = gradient.T, self.problem.benign_dim
+        unit: Any = 1.0
         norm_sq = np.array([_dot(g[:n], g[:n]), _dot(g[n:], g[n:])])
-        grad_norm = np.sqrt(norm_sq[0] + norm_sq[1])
+        if not is_plain(norm_sq[0] + norm_sq[1]):  # then in a unit that squares can be taken in
+            unit = unit_of(np.abs(g).max(axis=0))
+            g = g / unit
+            norm_sq = np.array([_dot(g[:n], g[:n]), _dot(g[n:], g[n:])])
+        in_units = np.sqrt(norm_sq[0] + norm_sq[1])
+        grad_norm = unit * in_units
         along, lengths, stalled = self._sum_micro_batches(step, grad_norm)
-        out = self._place(g, norm_sq, along / _or_one(grad_norm), lengths * step.inverse, step)
+        out = self._place(g, norm_sq, along / _or_one(in_units), lengths * step.inverse, step)
         if not grad_norm.all():  # there e is the first axis
             out[0] += np.where(grad_norm == 0, along, 0)
         return out.T, stalled
@@ -175,10 +186,17 @@ class ExactLaw:
         draggers = self.problem.draggers
         dragger_length = draggers.length(grad_norm, self.problem.noise.sigma)
         x_along = micro.along(step.benign, step.noise, grad_norm, dragger_length, draggers)
-        norms = micro.norms(x_along, step.across_sq, step.dragger_sq, dragger_length)
+        across = step.lengths[0] if self._parts[:1] == [_BENIGN] else None
+        norms = micro.norms(x_along, step.across_sq, step.dragger_sq, dragger_length, across)
         factors = self.rule.factors(norms.T).T / self.m
-        stalled = None if norms.all() else ~np.any(factors * norms, axis=0)
+        stalled = None if norms.all() else ~np.any((factors != 0) & (norms != 0), axis=0)
         lengths = _length_of_sum(factors * step.lengths, step.cosines)
+        if not is_plain(lengths):
+            here = not_plain(lengths).any(axis=0)
+            parts = factors[:, here] * step.lengths[..., here]
+            unit = unit_of(parts.max(axis=1))
+            parts /= unit[:, None]
+            lengths[:, here] = unit * _length_of_sum(parts, step.cosines[..., here])
         if self._parts[-1:] == [_DRAGGER]:
             if draggers.coherence:
                 lengths[-1] = np.hypot(lengths[-1], _dot(factors, step.shared))

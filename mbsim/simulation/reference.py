@@ -10,39 +10,25 @@ examples, which pairs them. Source: [Wang2024] Algorithm 1; the theory page, sec
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
 from mbsim.clipping import Rule
 from mbsim.errors import InvalidArgument
+from mbsim.problems.lengths import norms_of
 from mbsim.problems.problem import Problem
 from mbsim.problems.vectors import VectorDraws
 
-__all__ = ["Reference", "block_bytes", "lane_width"]
+__all__ = ["Reference"]
 
 Array = NDArray[np.float64]
 
 # Numbers in one step of one lane (32 MiB), and the most that one replicate may need (256 MiB).
 _LANE_NUMBERS = 2**22
 _MOST_NUMBERS = 2**25
-
-
-def lane_width(problem: Problem, batch_size: int) -> int:
-    """How many replicates share one stream: 64, or fewer where a single step is very large."""
-    numbers = batch_size * problem.dimension
-    if numbers > _MOST_NUMBERS:
-        raise InvalidArgument(
-            f"batch_size={batch_size} with dimension {problem.dimension} needs {numbers:,} numbers "
-            f"for one step, and engine='reference' draws at most {_MOST_NUMBERS:,}; take "
-            "engine='exact_law', which needs few"
-        )
-    return max(1, min(64, _LANE_NUMBERS // numbers))
-
-
-def block_bytes(problem: Problem, batch_size: int) -> int:
-    """About how much memory one thread needs: measured, 3.5 times the examples of a step."""
-    return 28 * lane_width(problem, batch_size) * batch_size * problem.dimension
 
 
 class Reference:
@@ -64,7 +50,7 @@ class Reference:
         micro_batches: int,
         streams: list[Generator],
     ) -> None:
-        self.rule, self.width = rule, lane_width(problem, batch_size)
+        self.rule, self.width = rule, self.lane_width(problem, batch_size, micro_batches)
         (stream,) = streams
         self.draws = VectorDraws(
             problem=problem,
@@ -74,6 +60,38 @@ class Reference:
             rng=stream,
         )
 
+    @classmethod
+    def why_not(cls, problem: Problem) -> str | None:  # noqa: ARG003
+        """Why this engine does not apply to `problem`: it always does."""
+        return None
+
+    @classmethod
+    def lane_width(cls, problem: Problem, batch_size: int, micro_batches: int) -> int:  # noqa: ARG003
+        """How many replicates share one stream: 64, or fewer where a single step is very large.
+
+        Raises:
+            InvalidArgument: if one step of one replicate is too large for the memory allowed.
+        """
+        numbers = batch_size * problem.dimension
+        if numbers > _MOST_NUMBERS:
+            raise InvalidArgument(
+                f"batch_size={batch_size} with dimension {problem.dimension} needs {numbers:,} "
+                f"numbers for one step, and engine='reference' draws at most {_MOST_NUMBERS:,}; "
+                "take engine='exact_law', which needs few"
+            )
+        return max(1, min(64, _LANE_NUMBERS // numbers))
+
+    @classmethod
+    def lanes_together(cls, *sizes: Any) -> tuple[int, int]:  # noqa: ARG003
+        """One thread advances one lane at a time."""
+        return 1, 1
+
+    @classmethod
+    def block_bytes(cls, problem: Problem, batch_size: int, micro_batches: int) -> int:
+        """About how much memory one thread needs: measured, 3.5 times the examples of a step."""
+        width = cls.lane_width(problem, batch_size, micro_batches)
+        return 28 * width * batch_size * problem.dimension
+
     def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_] | None]:
         """One update for each replicate, and which of them stand still because ρ = 0, if any.
 
@@ -81,7 +99,7 @@ class Reference:
             gradient: ∇L(w) of each replicate, ``[width, d]``.
         """
         micro_batches, _ = self.draws.at(gradient)
-        norms = np.sqrt(np.einsum("...i,...i->...", micro_batches, micro_batches))
+        norms = norms_of(micro_batches)
         factors = self.rule.factors(norms)
-        update = np.einsum("rj,rji->ri", factors, micro_batches) / factors.shape[-1]
-        return update, None if norms.all() else ~(factors * norms).any(axis=-1)
+        update: Array = np.einsum("rj,rji->ri", factors, micro_batches) / factors.shape[-1]
+        return update, None if norms.all() else ~((factors != 0) & (norms != 0)).any(axis=-1)

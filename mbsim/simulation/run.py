@@ -5,27 +5,38 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, is_dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
 from mbsim import clipping
-from mbsim._shared import records
-from mbsim._shared.progress import Progress, progress
+from mbsim._shared import records, tables
+from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim._shared.values import value
+from mbsim._shared.version import __version__
 from mbsim.clipping import Rule
-from mbsim.errors import InvalidArgument, check_array, check_integer, check_number, shown
+from mbsim.errors import (
+    InvalidArgument,
+    check_array,
+    check_finite,
+    check_integer,
+    check_number,
+    shown,
+)
 from mbsim.methods import SGD, Method, MicroBatchClipping, check_method
 from mbsim.problems import draggers, losses, noise
+from mbsim.problems.lengths import unit_of
 from mbsim.problems.problem import Problem
-from mbsim.simulation import exact_law, reference
+from mbsim.simulation.exact_law import ExactLaw
+from mbsim.simulation.reference import Reference
 
 if TYPE_CHECKING:
     import xarray
@@ -33,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["Run", "choose_engine", "draw_updates", "simulate"]
 
 Array = NDArray[np.float64]
-ENGINES = ("auto", "reference", "exact_law")
+_ENGINES: dict[str, type[Reference | ExactLaw]] = {"reference": Reference, "exact_law": ExactLaw}
 records.register(
     *(
         getattr(room, name)
@@ -48,10 +59,16 @@ records.register(
 _DIVERGED = 1e6
 
 
-class _Engine(Protocol):
-    width: int
-
-    def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_] | None]: ...
+# The arrays of a run beside its steps: of which type, and what each of their axes counts.
+_ARRAYS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "grad_norm_sq": (np.float64, ("replicate", "step")),
+    "loss": (np.float64, ("replicate", "step")),
+    "final_w": (np.float64, ("replicate", "coordinate")),
+    "mean_grad_norm_sq": (np.float64, ("replicate",)),
+    "diverged_at": (np.int64, ("replicate",)),
+    "stalled_at": (np.int64, ("replicate",)),
+}
+_FORMAT = "mbsim run 2"
 
 
 @value
@@ -70,7 +87,8 @@ class Run:
         seed: entropy and spawn key of the seed sequence; ``simulate`` with a seed sequence of
             this content gives this run again, to the bit.
         steps: int64[records], the steps recorded: 0, every `record_every`-th, and T.
-        grad_norm_sq: float64[replicates, records], ‖∇L(w_t)‖².
+        grad_norm_sq: float64[replicates, records], ‖∇L(w_t)‖²; infinite where that is beyond the
+            largest float.
         loss: float64[replicates, records], L(w_t).
         final_w: float64[replicates, d], w_T.
         mean_grad_norm_sq: float64[replicates], (1/T) Σ_{t<T} ‖∇L(w_t)‖² over every step,
@@ -80,7 +98,7 @@ class Run:
             are NaN, as is its mean: it counts in every summary and is never dropped.
         stalled_at: int64[replicates], the first step at which a micro-batch norm was 0 while
             clipping to the smallest, so that the step stood still, or −1.
-        provenance: what made the run, as plain data: problem, method, engine, seed, versions.
+        recipe: problem and method as plain data, and the versions that made the run.
 
     >>> import mbsim, numpy as np
     >>> problem = mbsim.Problem(loss=mbsim.losses.Quadratic(np.ones(4)),
@@ -104,7 +122,7 @@ class Run:
     mean_grad_norm_sq: Array
     diverged_at: NDArray[np.int64]
     stalled_at: NDArray[np.int64]
-    provenance: dict[str, Any]
+    recipe: dict[str, Any]
 
     def __post_init__(self) -> None:
         for content in vars(self).values():
@@ -115,6 +133,20 @@ class Run:
     def replicates(self) -> int:
         """The number of replicates."""
         return int(self.diverged_at.size)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What made the run, as plain data: problem, method, settings, engine, seed, versions."""
+        return {
+            **self.recipe,
+            "batch_size": self.batch_size,
+            "step_size": self.step_size,
+            "steps": int(self.steps[-1]),
+            "replicates": self.replicates,
+            "record_every": int(self.steps[1]),
+            "engine": self.engine,
+            "seed": records.describe(self.seed),
+        }
 
     @property
     def diverged(self) -> NDArray[np.bool_]:
@@ -131,50 +163,57 @@ class Run:
 
         A diverged replicate is not dropped, so from its divergence on the mean is NaN.
         """
-        return self._field(name).mean(axis=0)
+        field, unit = self._in_units(name)
+        return unit * field.mean(axis=0)
 
     def standard_error(self, name: str) -> Any:
         """The standard error of :meth:`mean`; NaN for a single replicate."""
+        field, unit = self._in_units(name)
         if self.replicates == 1:
-            return np.full(self._field(name).shape[1:], math.nan)[()]
-        return self._field(name).std(axis=0, ddof=1) / math.sqrt(self.replicates)
+            return np.full(field.shape[1:], math.nan)[()]
+        with np.errstate(invalid="ignore"):  # infinite squares have no spread
+            return unit * (field.std(axis=0, ddof=1) / math.sqrt(self.replicates))
 
-    def _field(self, name: str) -> Array:
+    def _in_units(self, name: str) -> tuple[Array, Array]:
+        """A field over a power of two, in which sums of squares cannot overflow; and that power."""
         names = ("grad_norm_sq", "loss", "mean_grad_norm_sq", "final_w")
         if name not in names:
             raise InvalidArgument(f"name={shown(name)} must be one of {', '.join(names)}")
         field: Array = getattr(self, name)
-        return field
+        unit = unit_of(np.abs(field).max(axis=0))
+        return field / unit, unit
 
     def to_xarray(self) -> xarray.Dataset:
         """The run as a labelled :class:`xarray.Dataset` (needs xarray, in the extra ``labels``)."""
         import xarray
 
         return xarray.Dataset(
-            {
-                "grad_norm_sq": (("replicate", "step"), self.grad_norm_sq),
-                "loss": (("replicate", "step"), self.loss),
-                "final_w": (("replicate", "coordinate"), self.final_w),
-                "mean_grad_norm_sq": ("replicate", self.mean_grad_norm_sq),
-                "diverged_at": ("replicate", self.diverged_at),
-                "stalled_at": ("replicate", self.stalled_at),
-            },
+            {name: (axes, getattr(self, name)) for name, (_, axes) in _ARRAYS.items()},
             coords={"step": self.steps, "replicate": np.arange(self.replicates)},
             attrs={"provenance": json.dumps(self.provenance)},
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the run to one ``.npz`` file, whole or not at all, without pickles."""
-        records.save(self, Path(path))
+        """Write the run to one ``.npz`` file, whole or not at all, without pickles.
+
+        A regular file at `path` is replaced, through a link too, and keeps its mode.
+
+        Raises:
+            InvalidArgument: if no file can be written there; then nothing has changed.
+        """
+        plain = {name: getattr(self, name) for name in ("batch_size", "step_size", "engine")}
+        plain |= {"seed": records.describe(self.seed), **self.recipe}
+        arrays = {name: getattr(self, name) for name in ("steps", *_ARRAYS)}
+        records.save(path, _FORMAT, plain, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Run:
-        """Read a run written by :meth:`save`.
+        """Read a run written by :meth:`save`, and check that it is what a run can be.
 
         Raises:
-            InvalidArgument: if the file is not one.
+            InvalidArgument: if there is no such file, or it holds no run, saying why.
         """
-        return cls(**records.load(Path(path), cls))
+        return records.load(path, "Run.save", _FORMAT, _from_file)
 
     def _lines(self) -> list[tuple[str, str]]:
         mean, error = self.mean("mean_grad_norm_sq"), self.standard_error("mean_grad_norm_sq")
@@ -192,19 +231,94 @@ class Run:
         return lines
 
     def __str__(self) -> str:
-        return "Run\n" + "\n".join(f"  {name:<11} {text}" for name, text in self._lines())
+        lines = tables.as_text(self._lines(), least=(11,), gap=" ")
+        return "\n".join(["Run", *(f"  {line}" for line in lines)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        import html
+        return tables.as_html(self._lines(), caption="mbsim run (mean ± standard error)")
 
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
-            for name, text in self._lines()
+
+# ---------------------------------------------------------------------------- files
+
+
+def _from_file(plain: dict[str, Any], arrays: dict[str, Any]) -> Run:
+    """The run that was saved, if that is what plain data and arrays describe."""
+    names = {"batch_size", "step_size", "engine", "seed", "problem", "method", "versions"}
+    if plain.keys() != names or arrays.keys() != {"steps", *_ARRAYS}:
+        raise InvalidArgument("it must hold the fields of a run and no others")
+    recipe = {name: plain.pop(name) for name in ("problem", "method", "versions")}
+    problem, method = (records.rebuild(recipe[name]) for name in ("problem", "method"))
+    check_integer("batch_size", plain["batch_size"], minimum=1)
+    plain["step_size"] = check_number("step_size", plain["step_size"], above=0)
+    engine, seed, versions = plain["engine"], plain["seed"], recipe["versions"]
+    if not isinstance(engine, str) or engine not in _ENGINES:
+        raise InvalidArgument(f"engine={shown(engine)} must be one of {', '.join(_ENGINES)}")
+    if problem is not None:
+        choose_engine(check_problem(problem), engine)
+    if method is not None:
+        check_method(method).micro_batches(plain["batch_size"])
+    entropy, key = seed if isinstance(seed, list) and len(seed) == 2 else (None, None)
+    words = entropy if isinstance(entropy, list) else [entropy]
+    if not isinstance(key, list) or any(type(w) is not int or w < 0 for w in [*words, *key]):
+        raise InvalidArgument(
+            f"seed={shown(seed)} must be entropy and a spawn key, integers of at least 0"
         )
-        return f"<table><caption>mbsim run (mean ± standard error)</caption>{rows}</table>"
+    plain["seed"] = entropy, tuple(key)
+    if not isinstance(versions, dict) or not all(isinstance(v, str) for v in versions.values()):
+        raise InvalidArgument(f"versions={shown(versions)} must be texts by name")
+    sizes = {
+        "replicate": arrays["diverged_at"].size,
+        "step": arrays["steps"].size,
+        "coordinate": problem.dimension if problem else int(arrays["final_w"].shape[-1]),
+    }
+    for name, (kind, axes) in {"steps": (np.int64, ("step",)), **_ARRAYS}.items():
+        array, shape = arrays[name], tuple(sizes[axis] for axis in axes)
+        if array.dtype != kind or array.shape != shape or not array.size:
+            raise InvalidArgument(
+                f"{name} is {array.dtype} of shape {array.shape} and must be {np.dtype(kind)}, "
+                f"not empty, with axes {', '.join(axes)} of shape {shape}"
+            )
+    run = Run(problem=problem, method=method, recipe=recipe, **plain, **arrays)
+    _check_numbers(run)
+    return run
+
+
+def _check_numbers(run: Run) -> None:
+    """Steps as they are recorded, and NaN where a replicate has diverged and nowhere else."""
+    steps, last = run.steps, check_integer("steps[-1]", run.steps[-1], minimum=1)
+    inside = ((steps >= 0) & (steps <= last)).all()  # so that differences cannot overflow
+    gaps = np.diff(steps)
+    if not inside or steps[0] or (gaps[:-1] != gaps[0]).any() or not 0 < gaps[-1] <= gaps[0]:
+        raise InvalidArgument(
+            f"steps={shown(steps.tolist())} must be 0, every so many steps, and the last"
+        )
+    for name, most in (("diverged_at", last), ("stalled_at", last - 1)):
+        array = getattr(run, name)
+        if array.min() < -1 or array.max() > most:
+            raise InvalidArgument(
+                f"{name} goes from {array.min()} to {array.max()} and must be a step of the run, "
+                "or -1"
+            )
+    gone = run.diverged[:, None]
+    late = gone & (steps >= run.diverged_at[:, None])
+    for name, dead in (
+        ("loss", late),
+        ("grad_norm_sq", late),
+        ("final_w", gone),
+        ("mean_grad_norm_sq", run.diverged),
+    ):
+        array = getattr(run, name)
+        wrong = ~np.isnan(array) & dead
+        if run.problem is not None:  # a loss of one's own may give anything
+            wrong |= np.isnan(array) & ~dead
+            wrong |= np.isinf(array) if name in ("loss", "final_w") else array < 0
+        if wrong.any():
+            raise InvalidArgument(
+                f"{name} must be NaN once a replicate has diverged, and before that a number, "
+                "squares of norms at least 0"
+            )
 
 
 # ---------------------------------------------------------------------------- checks
@@ -221,13 +335,12 @@ def choose_engine(problem: Problem, engine: str = "auto") -> str:
     ...                             benign_dim=4, start=np.ones(4)))
     'exact_law'
     """
-    if not isinstance(engine, str) or engine not in ENGINES:
-        raise InvalidArgument(f"engine={shown(engine)} must be one of {', '.join(ENGINES)}")
-    reason = exact_law.why_not(problem)
-    if engine == "exact_law" and reason:
-        raise InvalidArgument(f"engine='exact_law' does not apply: {reason}")
+    if not isinstance(engine, str) or engine not in ("auto", *_ENGINES):
+        raise InvalidArgument(f"engine={shown(engine)} must be one of auto, {', '.join(_ENGINES)}")
     if engine == "auto":
-        return "reference" if reason else "exact_law"
+        return "reference" if ExactLaw.why_not(problem) else "exact_law"
+    if reason := _ENGINES[engine].why_not(problem):
+        raise InvalidArgument(f"engine={engine!r} does not apply: {reason}")
     return engine
 
 
@@ -236,19 +349,6 @@ def check_problem(problem: Any) -> Problem:
     if not isinstance(problem, Problem):
         raise InvalidArgument(f"problem={shown(problem)} must be a mbsim.Problem")
     return problem
-
-
-def _lane_width(engine: str, problem: Problem, batch_size: int, micro_batches: int) -> int:
-    if engine == "reference":
-        return reference.lane_width(problem, batch_size)
-    return exact_law.lane_width(problem, micro_batches)
-
-
-def _build(
-    engine: str, problem: Problem, rule: Rule, batch: int, m: int, streams: list[Generator]
-) -> _Engine:
-    build = reference.Reference if engine == "reference" else exact_law.ExactLaw
-    return build(problem, rule, batch, m, streams)
 
 
 # ---------------------------------------------------------------------------- simulate
@@ -305,15 +405,25 @@ def simulate(
     True
     """
     plan = _plan(
-        problem, method, batch_size, step_size, steps, replicates, rng, record_every, engine
+        problem, method, engine, batch_size, replicates, rng, step_size, steps, record_every
     )
-    workers = min(_check_threads(threads), max(1, _MEMORY // plan.block_bytes))
+    if threads is None:
+        seen = hasattr(os, "sched_getaffinity")
+        threads = len(os.sched_getaffinity(0)) if seen else os.cpu_count() or 1
     n_lanes = -(-plan.replicates // plan.width)
-    fewest, most = plan.lanes_together
+    kind = _ENGINES[plan.engine]
+    fewest, most = kind.lanes_together(*plan.sizes)
+    room = max(1, _MEMORY // kind.block_bytes(*plan.sizes))
+    workers = min(check_integer("threads", threads, minimum=1), room)
     block = max(fewest, min(most, n_lanes // workers))
     blocks = [range(i, min(i + block, n_lanes)) for i in range(0, n_lanes, block)]
 
-    out = _Arrays.empty(plan)
+    counts = {"replicate": plan.replicates, "step": plan.recorded.size}
+    counts["coordinate"] = problem.dimension
+    out: dict[str, Any] = {
+        name: np.full([counts[axis] for axis in axes], -1, dtype)
+        for name, (dtype, axes) in _ARRAYS.items()
+    }
     _in_threads(plan, out, blocks, workers)
     return Run(
         problem=problem,
@@ -323,18 +433,16 @@ def simulate(
         engine=plan.engine,
         seed=_seed_content(plan.seed),
         steps=plan.recorded,
-        **vars(out),
-        provenance=records.provenance(
-            problem=problem,
-            method=method,
-            batch_size=plan.batch_size,
-            step_size=plan.step_size,
-            steps=plan.steps,
-            replicates=plan.replicates,
-            record_every=record_every,
-            engine=plan.engine,
-            seed=_seed_content(plan.seed),
-        ),
+        **out,
+        recipe={
+            "problem": records.describe(problem),
+            "method": records.describe(method),
+            "versions": {
+                "mbsim": __version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+        },
     )
 
 
@@ -364,7 +472,7 @@ def draw_updates(
 
     Raises:
         InvalidArgument: as in :func:`simulate`, and for a gradient that does not fit the problem
-            or whose square is not finite.
+            or whose square is not finite; and where an update is beyond the largest float.
 
     >>> import mbsim, numpy as np
     >>> problem = mbsim.Problem(loss=mbsim.losses.LogCosh(4), noise=mbsim.noise.Gaussian(),
@@ -372,7 +480,8 @@ def draw_updates(
     >>> draw_updates(problem, mbsim.SGD(), np.ones(4), batch_size=8, replicates=10, rng=0).shape
     (10, 4)
     """
-    plan = _plan(problem, method, batch_size, 1.0, 1, replicates, rng, 1, engine)
+    plan = _plan(problem, method, engine, batch_size, replicates, rng)
+    width = plan.width
     gradient = check_array("gradient", gradient, ndim=1)
     with np.errstate(over="ignore"):
         fits = gradient.size == problem.dimension and np.isfinite(np.square(gradient).sum())
@@ -382,11 +491,12 @@ def draw_updates(
             "square"
         )
     out = np.empty((replicates, problem.dimension))
-    at = np.tile(gradient, (plan.width, 1))
-    for first in range(0, plan.replicates, plan.width):
-        engine_of_lane = plan.build([first // plan.width])
-        rows = out[first : first + plan.width]
-        rows[:] = engine_of_lane.update(at)[0][: len(rows)]
+    at = np.tile(gradient, (width, 1))
+    with np.errstate(all="ignore"):
+        for first in range(0, plan.replicates, width):
+            rows = out[first : first + width]
+            rows[:] = plan.build([first // width]).update(at)[0][: len(rows)]
+    check_finite("an update at this gradient", out)
     return out
 
 
@@ -404,28 +514,40 @@ class _Plan:
     seed: SeedSequence
     recorded: NDArray[np.int64]
     engine: str
-    width: int
-    lanes_together: tuple[int, int]
-    block_bytes: int
 
-    def build(self, lanes: list[int]) -> _Engine:
+    @property
+    def sizes(self) -> tuple[Problem, int, int]:
+        """What decides how much one step needs."""
+        return self.problem, self.batch_size, self.micro_batches
+
+    @property
+    def width(self) -> int:
+        """How many replicates share one stream."""
+        return _ENGINES[self.engine].lane_width(*self.sizes)
+
+    def build(self, lanes: Iterable[int]) -> Reference | ExactLaw:
         """The engine for some lanes, each with its own stream."""
         streams = [stream(self.seed, lane) for lane in lanes]
-        return _build(
-            self.engine, self.problem, self.rule, self.batch_size, self.micro_batches, streams
+        return _ENGINES[self.engine](
+            self.problem, self.rule, self.batch_size, self.micro_batches, streams
         )
+
+
+# What all threads together may take beyond the arrays returned; and the most of those, 16 GiB.
+_MEMORY = 9 * 2**30 // 10
+_MOST_RETURNED = 2**31
 
 
 def _plan(
     problem: Any,
     method: Any,
+    engine: Any,
     batch_size: Any,
-    step_size: Any,
-    steps: Any,
     replicates: Any,
     rng: Any,
-    record_every: Any,
-    engine: Any,
+    step_size: Any = 1.0,
+    steps: Any = 1,
+    record_every: Any = 1,
 ) -> _Plan:
     problem, method = check_problem(problem), check_method(method)
     batch_size = check_integer("batch_size", batch_size, minimum=1)
@@ -434,8 +556,13 @@ def _plan(
     every = check_integer("record_every", record_every, minimum=1)
     replicates = check_integer("replicates", replicates, minimum=1)
     engine = choose_engine(problem, engine)
-    _check_returned(problem, replicates, steps, every)
-    return _Plan(
+    numbers = replicates * (2 * (steps // every + 2) + problem.dimension + 3)
+    if numbers > _MOST_RETURNED:
+        raise InvalidArgument(
+            f"replicates={replicates} with steps={steps} recorded every {every} would return "
+            f"{numbers:,} numbers, and must return at most {_MOST_RETURNED:,}"
+        )
+    plan = _Plan(
         problem=problem,
         rule=method.rule,
         batch_size=batch_size,
@@ -446,77 +573,18 @@ def _plan(
         seed=seed_sequence(rng),
         recorded=np.unique(np.append(np.arange(0, steps + 1, every), steps)),
         engine=engine,
-        width=_lane_width(engine, problem, batch_size, micro_batches),
-        lanes_together=(
-            (1, 1) if engine == "reference" else exact_law.lanes_together(problem, micro_batches)
-        ),
-        block_bytes=(
-            reference.block_bytes(problem, batch_size)
-            if engine == "reference"
-            else exact_law.block_bytes(problem, micro_batches)
-        ),
     )
-
-
-# What all threads together may take beyond the arrays returned; and the most of those, 16 GiB.
-_MEMORY = 9 * 2**30 // 10
-_MOST_RETURNED = 2**31
-
-
-def _check_returned(problem: Problem, replicates: int, steps: int, every: int) -> None:
-    numbers = replicates * (2 * (steps // every + 2) + problem.dimension + 3)
-    if numbers > _MOST_RETURNED:
-        raise InvalidArgument(
-            f"replicates={replicates} with steps={steps} recorded every {every} would return "
-            f"{numbers:,} numbers, and must return at most {_MOST_RETURNED:,}"
-        )
-
-
-def _check_threads(threads: Any) -> int:
-    if threads is None:
-        return (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
-    return check_integer("threads", threads, minimum=1)
+    _ = plan.width  # which is refused where one step is too large
+    return plan
 
 
 def _seed_content(seed: SeedSequence) -> tuple[Any, tuple[int, ...]]:
-    entropy = seed.entropy
-    plain = (
-        [int(word) for word in entropy]
-        if isinstance(entropy, (list, tuple, np.ndarray))
-        else entropy
-    )
-    return plain, tuple(int(k) for k in seed.spawn_key)
+    entropy: Any = seed.entropy
+    many = isinstance(entropy, (list, tuple, np.ndarray))
+    return list(map(int, entropy)) if many else int(entropy), tuple(map(int, seed.spawn_key))
 
 
-@dataclass(frozen=True)
-class _Arrays:
-    """The arrays of a run, filled block by block."""
-
-    grad_norm_sq: Array
-    loss: Array
-    final_w: Array
-    mean_grad_norm_sq: Array
-    diverged_at: NDArray[np.int64]
-    stalled_at: NDArray[np.int64]
-
-    @classmethod
-    def empty(cls, plan: _Plan) -> _Arrays:
-        records = (plan.replicates, plan.recorded.size)
-        return cls(
-            grad_norm_sq=np.empty(records),
-            loss=np.empty(records),
-            final_w=np.empty((plan.replicates, plan.problem.dimension)),
-            mean_grad_norm_sq=np.empty(plan.replicates),
-            diverged_at=np.full(plan.replicates, -1),
-            stalled_at=np.full(plan.replicates, -1),
-        )
-
-
-def _in_threads(plan: _Plan, out: _Arrays, blocks: list[range], workers: int) -> None:
+def _in_threads(plan: _Plan, out: dict[str, Any], blocks: list[range], workers: int) -> None:
     stop, done = threading.Event(), [0] * len(blocks)
     total = sum(len(lanes) for lanes in blocks) * plan.steps
     with (
@@ -524,35 +592,35 @@ def _in_threads(plan: _Plan, out: _Arrays, blocks: list[range], workers: int) ->
         ThreadPoolExecutor(min(workers, len(blocks)), thread_name_prefix="mbsim") as pool,
     ):
         try:
-            jobs = [
+            pending = {
                 pool.submit(_run_block, plan, out, lanes, stop, done, i)
                 for i, lanes in enumerate(blocks)
-            ]
-            _wait(jobs, bar, done)
+            }
+            while pending:
+                finished, pending = wait(pending, timeout=0.2, return_when="FIRST_EXCEPTION")
+                bar.update(sum(done))
+                for job in finished:
+                    job.result()
         finally:  # also on Ctrl-C: every block sees the event within one step
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _wait(jobs: list[Any], bar: Progress, done: list[int]) -> None:
-    pending = set(jobs)
-    while pending:
-        finished, pending = wait(pending, timeout=0.2, return_when="FIRST_EXCEPTION")
-        bar.update(sum(done))
-        for job in finished:
-            job.result()
-
-
 def _run_block(
-    plan: _Plan, out: _Arrays, lanes: range, stop: threading.Event, done: list[int], number: int
+    plan: _Plan,
+    out: dict[str, Any],
+    lanes: range,
+    stop: threading.Event,
+    done: list[int],
+    number: int,
 ) -> None:
     """Advance the replicates of some lanes from start to end, and write their rows of `out`."""
     with np.errstate(all="ignore"):  # divergence overflows; it is looked for and recorded
         problem, loss = plan.problem, plan.problem.loss
-        engine = plan.build(list(lanes))
-        rows = slice(lanes.start * plan.width, min(lanes.stop * plan.width, plan.replicates))
+        engine = plan.build(lanes)
+        width, replicates = engine.width, len(lanes) * engine.width
+        rows = slice(lanes.start * width, min(lanes.stop * width, plan.replicates))
         kept = rows.stop - rows.start
-        replicates = len(lanes) * plan.width
         # Replicates lie side by side in memory: all arithmetic is in long rows, whatever d is.
         w = np.repeat(problem.start[:, None], replicates, axis=1).T
         total = np.zeros(replicates)
@@ -561,14 +629,14 @@ def _run_block(
         record = 0
         for step in range(plan.steps + 1):
             gradient, values = loss.gradient(w), loss.value(w)
-            if not (values <= limit).all():
-                blown = ~(values <= limit) & (diverged_at < 0)
-                diverged_at[blown] = step
+            blown = ~(values <= limit) | (diverged_at >= 0)
+            if blown.any():
+                diverged_at[blown & (diverged_at < 0)] = step
                 w[blown] = gradient[blown] = values[blown] = total[blown] = np.nan
             grad_norm_sq = np.einsum("...i,...i->...", gradient, gradient)
             if plan.recorded[record] == step:
-                out.grad_norm_sq[rows, record] = grad_norm_sq[:kept]
-                out.loss[rows, record] = values[:kept]
+                out["grad_norm_sq"][rows, record] = grad_norm_sq[:kept]
+                out["loss"][rows, record] = values[:kept]
                 record += 1
             if step == plan.steps or stop.is_set():
                 break
@@ -579,10 +647,10 @@ def _run_block(
             if stalled is not None:
                 stalled_at[stalled & (stalled_at < 0)] = step
             done[number] = (step + 1) * len(lanes)
-        out.final_w[rows] = w[:kept]
-        out.mean_grad_norm_sq[rows] = total[:kept] / plan.steps
-        out.diverged_at[rows] = diverged_at[:kept]
-        out.stalled_at[rows] = stalled_at[:kept]
+        out["final_w"][rows] = w[:kept]
+        out["mean_grad_norm_sq"][rows] = total[:kept] / plan.steps
+        out["diverged_at"][rows] = diverged_at[:kept]
+        out["stalled_at"][rows] = stalled_at[:kept]
 
 
 def _divergence_gap(problem: Problem) -> float:

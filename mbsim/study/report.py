@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mbsim import plots
-from mbsim._shared.files import replacing
-from mbsim._shared.plain_data import to_json
+from mbsim._shared.files import replacing, writable_folder
 from mbsim._shared.progress import progress
+from mbsim._shared.records import to_json
 from mbsim._shared.version import __version__
-from mbsim.errors import InvalidArgument, shown
 from mbsim.study import digits, floors, rates, slacks, sweet_spots
 from mbsim.study.claim import Study
 from mbsim.verdicts import Verdict
@@ -144,7 +142,7 @@ def reproduce(
         InvalidArgument: if `out` cannot be a directory or `rng` is not an integer of at least 0.
     """
     study = Study(quick=quick, rng=rng)
-    folder = _checked_folder(out)
+    folder = writable_folder(out, "out")
     jobs = [(claim, "") for claim in CLAIMS]
     jobs += [(claim, control) for claim in CLAIMS for control in claim.controls]
     started, seconds, done = time.perf_counter(), {}, []
@@ -168,7 +166,7 @@ def reproduce(
         draw_report(report.to_dict(), folder)
     seconds["all"] = round(time.perf_counter() - started, 2)
     report.made_with.update(_versions(), seconds=seconds)
-    with replacing(folder / "report.json") as file:
+    with replacing(folder / "report.json", "out") as file:
         file.write(to_json(report.to_dict()).encode())
     return report
 
@@ -191,19 +189,6 @@ def draw_report(report: dict[str, Any], folder: Path) -> list[Path]:
             draw(figure, details)
             paths += plots.save(figure, folder, name)
     return paths
-
-
-def _checked_folder(out: Any) -> Path:
-    try:
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (OSError, TypeError, ValueError) as error:
-        raise InvalidArgument(
-            f"out={shown(out)} must be a folder that can be written to"
-        ) from error
-    return folder
 
 
 def _versions() -> dict[str, Any]:

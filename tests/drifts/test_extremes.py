@@ -241,5 +241,5 @@ def test_a_refusal_says_why_wherever_it_is_taken_for_a_certificate():
     one = drift(problem(Gaussian(sigma=1.0)), clip(8), batch_size=64)
     refused = one.certify(step_size=50.0, steps=10)
     assert "step size is too large" in str(refused)
-    with pytest.raises(AttributeError, match="step size is too large.*no 'value'"):
+    with pytest.raises(AttributeError, match=r"step size is too large.*no 'value'"):
         refused.value  # noqa: B018

@@ -22,9 +22,9 @@ from same_law import (
 
 import mbsim
 from mbsim import Draggers, MicroBatchClipping, Problem, draw_updates
-from mbsim.clipping import NoClipping, SmallestNorm
+from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, UnitNorm
 from mbsim.problems.losses import Quadratic
-from mbsim.problems.noise import Gaussian, TwoPoint
+from mbsim.problems.noise import Gaussian, StudentT, TwoPoint
 
 ENGINES = ("reference", "exact_law")
 # A gradient with a part in each subspace, neither along an axis.
@@ -183,6 +183,131 @@ def test_moments_of_sgd_are_those_of_the_theory(engine):
     true_mean(updates @ SLANTED, q, what="A", scale=q, detects=0.06)
     squared = np.square(updates).sum(axis=1)
     true_mean(squared, second, what="M", scale=second, detects=0.06)
+
+
+# ------------------------------------------------------------------------- any size of number
+
+
+def update_at(engine, gradient, *, sigma=1.0, norm_ratio=3.0, rule=None, law=TwoPoint, tilt=0.0):
+    draggers = Draggers(probability=0.2, norm_ratio=norm_ratio, coherence=0.3, tilt=tilt)
+    shares = {} if law is StudentT else {"rare": 0.2, "isotropic_share": 0.5}
+    return draw_updates(
+        problem(gradient, law(sigma=sigma, **shares), draggers),
+        MicroBatchClipping(2, rule=rule or SmallestNorm()),
+        gradient,
+        batch_size=6,
+        replicates=70,
+        rng=3,
+        engine=engine,
+    )
+
+
+POWERS = [-1000, -500, -400, -270, -200, 200, 270, 400, 500]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("power", POWERS)
+def test_the_unit_of_the_gradients_is_irrelevant_to_the_bit(engine, power):
+    """Gradient, noise and threshold times a power of two: so is the update, in every digit."""
+    unit = 2.0**power
+    for law in (TwoPoint, StudentT):
+        for r in (0.0, 0.02, 1.0, 30.0):
+            for rule, same in (
+                (SmallestNorm(), SmallestNorm()),
+                (NoClipping(), NoClipping()),
+                (QuantileNorm(0.5), QuantileNorm(0.5)),
+                (FixedNorm(0.7), FixedNorm(0.7 * unit)),
+            ):
+                here = update_at(engine, r * SLANTED, rule=rule, law=law, tilt=0.4)
+                there = update_at(
+                    engine, unit * (r * SLANTED), sigma=unit, rule=same, law=law, tilt=0.4
+                )
+                np.testing.assert_array_equal(there / unit, here)
+            if r:  # normalised, the unit is gone
+                here = update_at(engine, r * SLANTED, rule=UnitNorm(0.0), law=law)
+                there = update_at(
+                    engine, unit * (r * SLANTED), sigma=unit, rule=UnitNorm(0.0), law=law
+                )
+                np.testing.assert_allclose(there, here, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_parts_of_very_different_size(engine):
+    """From some size on, a large part hides a small one, and its size no longer matters."""
+    for rule in (SmallestNorm(), QuantileNorm(0.2)):
+        far = [update_at(engine, SLANTED, norm_ratio=c, rule=rule) for c in (1e30, 1e150, 1e300)]
+        clipped = (np.abs(far[0]) < 1e10).all(axis=1)  # not a dragger in every micro-batch
+        assert clipped.mean() > 0.9
+        for other in far[1:]:
+            np.testing.assert_allclose(other[clipped], far[0][clipped], rtol=1e-10, atol=1e-14)
+            assert (np.abs(other[~clipped]).max(axis=1) > 1e100).all()
+    plain = {"rule": NoClipping(), "norm_ratio": 3.0}
+    small = [update_at(engine, r * SLANTED, **plain) for r in (1e-30, 1e-100, 1e-300)]
+    quiet = [update_at(engine, SLANTED, sigma=s, **plain) for s in (1e-30, 1e-100, 1e-300)]
+    for same in (small, quiet):
+        for other in same[1:]:
+            np.testing.assert_allclose(other, same[0], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_length_beyond_the_largest_float_is_said(engine):
+    with pytest.raises(mbsim.InvalidArgument, match="an update at this gradient must be finite"):
+        update_at(engine, SLANTED, norm_ratio=1e300, sigma=1e300, rule=NoClipping())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("power", [-500, -270, 270, 500])
+def test_runs_in_any_unit(engine, power):
+    def run(unit):
+        whole = Problem(
+            loss=Quadratic(np.geomspace(0.1, 1, 9)),
+            noise=TwoPoint(sigma=unit, rare=0.2, isotropic_share=0.5),
+            draggers=Draggers(probability=0.2, norm_ratio=3.0, coherence=0.3),
+            benign_dim=4,
+            start=np.full(9, unit),
+        )
+        settings = {"batch_size": 6, "step_size": 0.3, "steps": 20, "replicates": 70}
+        return mbsim.simulate(whole, MicroBatchClipping(2), rng=0, engine=engine, **settings)
+
+    here, there = run(1.0), run(2.0**power)
+    np.testing.assert_array_equal(there.final_w / 2.0**power, here.final_w)
+    np.testing.assert_array_equal(there.loss / 2.0 ** (2 * power), here.loss)
+    np.testing.assert_array_equal(
+        there.mean_grad_norm_sq / 2.0 ** (2 * power), here.mean_grad_norm_sq
+    )
+    for summary in ("mean", "standard_error"):
+        one, other = (getattr(run, summary)("grad_norm_sq") for run in (here, there))
+        # Near 1e-301 rounding itself, some 1e-16 of a number, has few digits left.
+        np.testing.assert_allclose(other / 2.0 ** (2 * power), one, rtol=1e-12, atol=1e-15)
+    assert "±" in repr(there)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("rule", [SmallestNorm(), FixedNorm(1.0), UnitNorm()], ids=str)
+def test_draggers_of_any_length_can_be_clipped(engine, rule):
+    """No warning, no divergence: a clipped dragger is no longer than the rule makes it."""
+    runs = [
+        mbsim.simulate(
+            Problem(
+                loss=Quadratic(np.geomspace(0.1, 1, 9)),
+                noise=Gaussian(),
+                draggers=Draggers(probability=0.05, norm_ratio=c),
+                benign_dim=4,
+                start=np.ones(9),
+            ),
+            MicroBatchClipping(2, rule=rule),
+            batch_size=32,
+            step_size=0.1,
+            steps=30,
+            replicates=70,
+            rng=0,
+            engine=engine,
+        )
+        for c in (1e40, 1e150, 1e300)
+    ]
+    for run in runs:
+        assert not run.diverged.any()
+        np.testing.assert_allclose(run.final_w, runs[0].final_w, rtol=1e-9, atol=1e-12)
 
 
 # ------------------------------------------------------------------------- each other

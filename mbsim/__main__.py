@@ -1,0 +1,5 @@
+"""``python -m mbsim``: the command line."""
+
+from mbsim.cli import main
+
+main()
