@@ -205,7 +205,7 @@ _PLAIN_MIN, _PLAIN_MAX = 1e-120, 1e120
 _EXTENDED_REACHES_FURTHER = bool(np.finfo(np.longdouble).maxexp > np.finfo(np.float64).maxexp)
 
 
-def check_rule(rule: object) -> Rule:
+def check_rule_argument(rule: object) -> Rule:
     """`rule` itself if it has a method ``factors``."""
     if isinstance(rule, type) or not isinstance(rule, Rule):
         raise InvalidArgument(
@@ -240,7 +240,7 @@ def apply(
     >>> apply([[3.0, 4.0], [0.0, 10.0]])          # norms 5 and 10: the second is halved
     array([1.5, 4.5])
     """
-    rule = check_rule(SmallestNorm() if rule is None else rule)
+    rule = check_rule_argument(SmallestNorm() if rule is None else rule)
     _check_nonfinite(nonfinite)
     gradients = check_array("micro_batch_gradients", micro_batch_gradients)
     if gradients.ndim < 2:
@@ -280,7 +280,7 @@ def update(
     >>> update([[2.0, 0.0], [4.0, 0.0], [0.0, 1.0], [0.0, 1.0]], micro_batch_size=2)
     array([0.5, 0.5])
     """
-    rule = check_rule(SmallestNorm() if rule is None else rule)
+    rule = check_rule_argument(SmallestNorm() if rule is None else rule)
     _check_nonfinite(nonfinite)
     gradients = check_array("per_example_gradients", per_example_gradients)
     if gradients.ndim < 2:

@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence
 from mbsim._shared.values import set_field, value
-from mbsim.clipping import Rule, SmallestNorm, check_rule
+from mbsim.clipping import Rule, SmallestNorm, check_rule_argument
 from mbsim.errors import (
     InvalidArgument,
     check_array,
@@ -614,7 +614,7 @@ def accuracy_by_micro_batch_size(
     >>> table.test_accuracy.shape, table.difference(8, 64).shape
     ((2, 2), (2,))
     """
-    rule = check_rule(SmallestNorm() if rule is None else rule)
+    rule = check_rule_argument(SmallestNorm() if rule is None else rule)
     grid = check_array("step_sizes", step_sizes, ndim=1)
     listed = np.asarray(sizes).ravel().tolist()
     for name, values, least in (("sizes", listed, 1), ("step_sizes", grid.tolist(), 3)):
