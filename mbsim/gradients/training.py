@@ -22,7 +22,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
@@ -42,15 +42,16 @@ from mbsim.errors import (
     shown,
 )
 from mbsim.methods import Method, MicroBatchClipping, check_method
+from mbsim.simulation.run import DIVERGED
 
 __all__ = [
-    "CanaryGeometry",
+    "DraggerGeometry",
     "Splits",
     "Training",
     "TunedAccuracy",
     "accuracy_by_micro_batch_size",
-    "canary_geometry",
     "digits_splits",
+    "dragger_geometry",
     "train",
 ]
 
@@ -60,7 +61,6 @@ Flags = NDArray[np.bool_]
 
 _HELD_OUT = 450  # images of the 1797 for validation, and as many for testing: a quarter each
 _BRIGHTEST = 16  # the digits' pixels are 0 to 16
-_BLOWN_UP = 1e6  # a loss this many times the starting loss counts as diverged
 
 
 @value
@@ -169,7 +169,9 @@ examples; 65 inputs, 10 classes)
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ImportError("digits_splits needs scikit-learn: pip install 'mbsim[data]'") from None
+        raise ImportError(
+            "digits_splits needs scikit-learn: pip install 'microbatch-clipping[data]'"
+        ) from None
     pixels, digits = load_digits(return_X_y=True)
     images = np.column_stack([pixels / _BRIGHTEST, np.ones(len(pixels))])
     clean = len(images) - 2 * _HELD_OUT
@@ -421,7 +423,7 @@ def _record(data: Splits, weights: Array, diverged_at: Integers, step: int) -> A
         ]
     )
     # At W = 0 every loss is log K. A comparison with NaN is false, so this catches NaN as well.
-    sound = scores[1] <= _BLOWN_UP * np.log(data.classes)
+    sound = scores[1] <= DIVERGED * np.log(data.classes)
     diverged_at[~sound & (diverged_at < 0)] = step
     return np.where(diverged_at < 0, scores, np.nan)
 
@@ -646,96 +648,68 @@ def accuracy_by_micro_batch_size(
     )
 
 
-@value
-class CanaryGeometry:
-    """How far the canaries of each split are draggers in the sense of assumption 4.4.
+class DraggerGeometry(NamedTuple):
+    """How far some examples are draggers in the sense of assumption 4.4.
 
     Attributes:
-        cosine_mean, cosine_sd: float64 ``[S]``, of the cosines between each canary's gradient and
-            the mean benign gradient of the training set; orthogonal draggers have 0 and 0.
-        energy_in_span: float64 ``[S]``, the share of Σ‖canary gradient‖² that lies in the span of
-            the benign gradients; orthogonal draggers have 0.
-        span_rank: int64 ``[S]``, the numerical rank of that span.
-        dimension: (K − 1)·D, the dimension of the space all gradients live in (residuals add up
-            to 0 over the classes). A random direction has a share of span_rank/dimension.
-        norm_ratio: float64 ``[S]``, the paper's c: root-mean-square norm of the canaries'
-            gradients over that of the benign ones.
+        cosine_mean, cosine_sd: of the cosines between each dragger's gradient and the mean benign
+            gradient; orthogonal draggers have 0 and 0.
+        energy_in_span: the share of Σ‖dragger gradient‖² that lies in the span of the benign
+            gradients; orthogonal draggers have 0. A random direction has a share of `span_rank`
+            over the dimension of the space that all gradients live in.
+        span_rank: the numerical rank of that span.
+        norm_ratio: the paper's c, root-mean-square norm of the draggers' gradients over that of
+            the benign ones.
     """
 
-    _: KW_ONLY
-    cosine_mean: Array
-    cosine_sd: Array
-    energy_in_span: Array
-    span_rank: Integers
-    dimension: int
-    norm_ratio: Array
+    cosine_mean: float
+    cosine_sd: float
+    energy_in_span: float
+    span_rank: int
+    norm_ratio: float
 
 
-def canary_geometry(
-    data: Splits, weights: ArrayLike, *, benign_examples: int | None = None
-) -> CanaryGeometry:
-    """Measure assumption 4.4 (the theory page, sections 2 and 10) on the canaries of each split.
+def dragger_geometry(
+    gradients: ArrayLike, is_dragger: ArrayLike, *, spanning: int | None = None
+) -> DraggerGeometry:
+    """Measure assumption 4.4 (the theory page, sections 2 and 10) on given gradients.
 
     Args:
-        data: the splits; each must have canaries.
-        weights: where the gradients are taken, ``[S, K, D]``, such as the weights of a
-            :class:`Training` with a single step size.
-        benign_examples: how many benign gradients make the span, the first ones of the training
-            set; all of them if not given. With B of them it is about what one step sees.
+        gradients: one gradient for each example, ``[N, d]``.
+        is_dragger: bool ``[N]``: which examples are held to be draggers.
+        spanning: how many benign gradients make the span, the first ones; all of them if not
+            given. With B of them it is about what one step sees.
 
     Returns:
-        The :class:`CanaryGeometry`.
+        The :class:`DraggerGeometry`.
 
     Raises:
-        InvalidArgument: for weights of another shape or not finite, and for splits without
-            canaries.
+        InvalidArgument: for gradients that are not finite, a mask of another length, and a mask
+            without draggers or without others.
 
-    >>> data = digits_splits(1, rng=0)
-    >>> found = canary_geometry(data, np.zeros((1, 10, 65)), benign_examples=58)
-    >>> int(found.span_rank[0]), found.dimension
-    (58, 585)
+    >>> found = dragger_geometry([[1, 0, 0], [1, 1, 0], [0, 0, 3]], [False, False, True])
+    >>> found.span_rank, round(found.norm_ratio**2, 12)
+    (2, 6.0)
     """
-    w = check_array("weights", weights, ndim=3)
-    check_finite("weights", w)
-    wanted = (data.count, data.classes, data.train_inputs.shape[2])
-    if w.shape != wanted:
+    g = check_array("gradients", gradients, ndim=2)
+    check_finite("gradients", g)
+    mask = np.asarray(is_dragger, dtype=bool)
+    if mask.shape != g.shape[:1] or not mask.any() or mask.all():
         raise InvalidArgument(
-            f"weights has shape {w.shape} and must have {wanted} for these splits"
+            f"is_dragger must have one entry for each of the {len(g)} gradients, True and False "
+            "among them"
         )
-    if not data.canary.any(axis=1).all() or data.canary.all(axis=1).any():
-        raise InvalidArgument("data must have canaries and other examples in every split")
-    if benign_examples is not None:
-        benign_examples = check_integer("benign_examples", benign_examples, minimum=1)
-    residuals = _residuals(w[:, :, None], data.train_inputs, data.train_labels)[:, :, 0]
-    with _one_blas_thread():
-        found = [
-            _split_geometry(
-                np.einsum("kn,nd->nkd", r, x).reshape(len(x), -1), is_canary, benign_examples
-            )
-            for r, x, is_canary in zip(residuals, data.train_inputs, data.canary, strict=True)
-        ]
-    cosine_mean, cosine_sd, energy, rank, ratios = np.array(found).T
-    return CanaryGeometry(
-        cosine_mean=cosine_mean,
-        cosine_sd=cosine_sd,
-        energy_in_span=energy,
-        span_rank=rank.astype(np.int64),
-        dimension=(data.classes - 1) * wanted[2],
-        norm_ratio=ratios,
-    )
-
-
-def _split_geometry(
-    gradients: Array, is_canary: Flags, benign_examples: int | None
-) -> tuple[float, ...]:
-    """The numbers of :class:`CanaryGeometry` for one split, from its gradients ``[N, K·D]``."""
-    benign, canaries = gradients[~is_canary], gradients[is_canary]
-    mean, lengths = benign.mean(axis=0), np.linalg.norm(canaries, axis=1)
-    cosines = canaries @ mean / (lengths * np.linalg.norm(mean))
-    spanning = benign[:benign_examples]
-    _, spread, basis = np.linalg.svd(spanning, full_matrices=False)
+    if spanning is not None:
+        spanning = check_integer("spanning", spanning, minimum=1)
+    benign, draggers = g[~mask], g[mask]
+    mean, lengths = benign.mean(axis=0), np.linalg.norm(draggers, axis=1)
+    cosines = draggers @ mean / (lengths * np.linalg.norm(mean))
+    _, spread, basis = np.linalg.svd(benign[:spanning], full_matrices=False)
     # NumPy's rule for the numerical rank: what rounding alone could produce is not counted.
-    basis = basis[spread > spread[0] * max(spanning.shape) * np.finfo(np.float64).eps]
-    share = np.square(canaries @ basis.T).sum() / np.square(lengths).sum()
+    resolution = max(len(benign[:spanning]), g.shape[1]) * np.finfo(np.float64).eps
+    basis = basis[spread > spread[0] * resolution]
+    share = np.square(draggers @ basis.T).sum() / np.square(lengths).sum()
     ratio = np.sqrt(np.square(lengths).mean() / np.square(benign).sum(axis=1).mean())
-    return cosines.mean(), cosines.std(), share, len(basis), ratio
+    return DraggerGeometry(
+        float(cosines.mean()), float(cosines.std()), float(share), len(basis), float(ratio)
+    )
