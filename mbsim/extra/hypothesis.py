@@ -34,8 +34,9 @@ try:
     from hypothesis.extra.numpy import arrays
     from hypothesis.strategies import DrawFn, SearchStrategy
 except ImportError:
-    raise ImportError(
-        "mbsim.extra.hypothesis needs Hypothesis: pip install 'microbatch-clipping[testing]'"
+    raise ModuleNotFoundError(
+        "mbsim.extra.hypothesis needs Hypothesis: pip install 'microbatch-clipping[testing]'",
+        name="hypothesis",
     ) from None
 
 from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, Rule, SmallestNorm, UnitNorm

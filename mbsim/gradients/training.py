@@ -169,8 +169,9 @@ examples; 65 inputs, 10 classes)
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ImportError(
-            "digits_splits needs scikit-learn: pip install 'microbatch-clipping[data]'"
+        raise ModuleNotFoundError(
+            "digits_splits needs scikit-learn: pip install 'microbatch-clipping[data]'",
+            name="sklearn",
         ) from None
     pixels, digits = load_digits(return_X_y=True)
     images = np.column_stack([pixels / _BRIGHTEST, np.ones(len(pixels))])

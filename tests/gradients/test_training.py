@@ -456,3 +456,10 @@ def table(data, **changes):
 def test_scikit_learn_is_imported_where_it_is_needed():
     program = "import sys, mbsim.gradients.training; sys.exit('sklearn' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ModuleNotFoundError, match=r"'microbatch-clipping\[data\]'") as caught:
+        digits_splits(1, rng=0)
+    assert caught.value.name == "sklearn"
