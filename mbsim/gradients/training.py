@@ -19,7 +19,6 @@ Source: canaries as a surrogate for draggers from [Wang2024]; the rest is ours.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from dataclasses import KW_ONLY
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim._shared.progress import progress
-from mbsim._shared.seeds import seed_sequence
+from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import set_field, value
 from mbsim.clipping import Rule, SmallestNorm, check_rule_argument
 from mbsim.errors import (
@@ -285,8 +284,15 @@ def train(
     if not isinstance(data, Splits):
         raise InvalidArgument(f"data={shown(data)} must be Splits, such as digits_splits(rng=0)")
     rule, m = check_method(method).rule, method.micro_batches(batch_size)
-    step_size = _check_step_sizes(step_size)
-    records = _record_steps(check_integer("steps", steps, minimum=1), record_every)
+    step_size = check_array("step_size", step_size)
+    check_finite("step_size", step_size)
+    if step_size.min() <= 0:
+        raise InvalidArgument(f"step_size={shown(float(step_size.min()))} must be above 0")
+    steps = check_integer("steps", steps, minimum=1)
+    every = (
+        steps if record_every is None else check_integer("record_every", record_every, minimum=1)
+    )
+    records = [*range(every, steps, every), steps]
     splits, examples, dim = data.train_inputs.shape
     if batch_size > examples:
         raise InvalidArgument(
@@ -342,19 +348,13 @@ def train(
 
 
 def _step(
-    weights: Array,
-    inputs: Array,
-    labels: Integers,
-    *,
-    rule: Rule,
-    micro_batches: int,
-    rates: Array,
+    weights: Array, inputs: Array, labels: Integers, *, rule: Rule, micro_batches: int, rates: Array
 ) -> Flags:
     """One update of all weights, in place; returns which had finite norms, bool ``[S, C]``."""
     batch_size = labels.shape[1]
     residuals = _residuals(weights, inputs, labels)
     norms = _micro_batch_norms(residuals, inputs, micro_batches)
-    finite: Flags = np.asarray(np.isfinite(norms).all(axis=-1))
+    finite = np.asarray(np.isfinite(norms).all(axis=-1))
     # A rule's contract covers finite norms only. What has diverged stays NaN: 0 times NaN is NaN.
     factors = rule.factors(np.where(finite[..., None], norms, 0.0))
     per_example = np.repeat(factors, batch_size // micro_batches, axis=-1)
@@ -395,19 +395,11 @@ def _micro_batch_norms(residuals: Array, inputs: Array, micro_batches: int) -> A
         weighted = residuals * squares[:, None, None]
     else:
         gram = inputs @ inputs.swapaxes(1, 2)
-        gram *= _same_micro_batch(batch_size, size)
+        gram *= np.eye(micro_batches).repeat(size, axis=0).repeat(size, axis=1)  # same micro-batch
         weighted = (_rows(residuals) @ gram).reshape(residuals.shape)
     per_example = np.einsum("skcb,skcb->scb", residuals, weighted)
     sums = per_example.reshape(splits, candidates, micro_batches, size).sum(axis=-1)
-    return np.asarray(np.sqrt(np.maximum(sums, 0.0)) / size, dtype=np.float64)
-
-
-@functools.lru_cache(maxsize=16)
-def _same_micro_batch(batch_size: int, size: int) -> Array:
-    """1 where two examples of a mini-batch share a micro-batch, else 0, ``[B, B]``."""
-    micro_batch = np.arange(batch_size) // size
-    same: Array = (micro_batch[:, None] == micro_batch).astype(np.float64)
-    return same
+    return np.sqrt(np.maximum(sums, 0.0)) / size
 
 
 def _rows(array: Array) -> Array:
@@ -437,7 +429,7 @@ def _accuracy_and_loss(weights: Array, inputs: Array, labels: Integers) -> tuple
     logits -= logits.max(axis=1, keepdims=True)
     of_label = np.take_along_axis(logits, labels[:, None, None], axis=1)[:, 0]
     losses = np.log(np.exp(logits).sum(axis=1)) - of_label
-    return np.asarray(hits.mean(axis=-1)), np.asarray(losses.mean(axis=-1))
+    return hits.mean(axis=-1), losses.mean(axis=-1)
 
 
 def _mini_batches(examples: int, batch_size: int, streams: list[Generator]) -> Iterator[Integers]:
@@ -451,12 +443,8 @@ def _mini_batches(examples: int, batch_size: int, streams: list[Generator]) -> I
 
 def _streams(rng: Any, purpose: str, splits: int) -> list[Generator]:
     """One generator per split, from the seed, the purpose and the number of the split alone."""
-    root = seed_sequence(rng)
-    key = (*root.spawn_key, int.from_bytes(purpose.encode()))
-    return [
-        np.random.default_rng(SeedSequence(root.entropy, spawn_key=(*key, split)))
-        for split in range(splits)
-    ]
+    root = child(seed_sequence(rng), int.from_bytes(purpose.encode()))
+    return [np.random.default_rng(child(root, split)) for split in range(splits)]
 
 
 def _one_blas_thread() -> contextlib.AbstractContextManager[Any]:
@@ -469,23 +457,7 @@ def _one_blas_thread() -> contextlib.AbstractContextManager[Any]:
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
     except ImportError:
         return contextlib.nullcontext()
-    limits: contextlib.AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
-    return limits
-
-
-def _check_step_sizes(step_size: ArrayLike) -> Array:
-    rates = check_array("step_size", step_size)
-    check_finite("step_size", rates)
-    if rates.min() <= 0:
-        raise InvalidArgument(f"step_size={shown(float(rates.min()))} must be above 0")
-    return rates
-
-
-def _record_steps(steps: int, record_every: int | None) -> list[int]:
-    if record_every is None:
-        return [steps]
-    every = check_integer("record_every", record_every, minimum=1)
-    return [*range(every, steps, every), steps]
+    return threadpool_limits(1, user_api="blas")
 
 
 @value
@@ -519,8 +491,7 @@ class TunedAccuracy:
     @property
     def mean_validation_accuracy(self) -> Array:
         """Float64 ``[b, C]``: the validation curve, a diverged training counted as 0."""
-        curve: Array = np.nan_to_num(self.validation_accuracy, nan=0.0).mean(axis=1)
-        return curve
+        return np.nan_to_num(self.validation_accuracy, nan=0.0).mean(axis=1)
 
     @property
     def at_edge(self) -> Flags:
@@ -529,15 +500,13 @@ class TunedAccuracy:
         Then the best step size may lie outside it, and this b may be shown worse than it is.
         """
         best = self.mean_validation_accuracy.argmax(axis=1)
-        edge: Flags = (best == 0) | (best == len(self.step_sizes) - 1)
-        return edge
+        return (best == 0) | (best == len(self.step_sizes) - 1)
 
     @property
     def edge_share(self) -> Array:
         """Float64 ``[b]``: the share of the splits that took a step size at an end of the grid."""
         ends = (self.chosen == 0) | (self.chosen == len(self.step_sizes) - 1)
-        share: Array = ends.mean(axis=1)
-        return share
+        return ends.mean(axis=1)
 
     @property
     def warning(self) -> str:
@@ -556,10 +525,7 @@ class TunedAccuracy:
         Returns:
             Float64 ``[S]``: same images, same canaries, same mini-batches in both.
         """
-        difference: Array = (
-            self.test_accuracy[self._row(size)] - self.test_accuracy[self._row(other)]
-        )
-        return difference
+        return self.test_accuracy[self._row(size)] - self.test_accuracy[self._row(other)]
 
     def _row(self, size: int) -> int:
         found = np.flatnonzero(self.sizes == size)
@@ -670,16 +636,12 @@ class DraggerGeometry(NamedTuple):
     norm_ratio: float
 
 
-def dragger_geometry(
-    gradients: ArrayLike, is_dragger: ArrayLike, *, spanning: int | None = None
-) -> DraggerGeometry:
+def dragger_geometry(gradients: ArrayLike, is_dragger: ArrayLike) -> DraggerGeometry:
     """Measure assumption 4.4 (the theory page, sections 2 and 10) on given gradients.
 
     Args:
         gradients: one gradient for each example, ``[N, d]``.
         is_dragger: bool ``[N]``: which examples are held to be draggers.
-        spanning: how many benign gradients make the span, the first ones; all of them if not
-            given. With B of them it is about what one step sees.
 
     Returns:
         The :class:`DraggerGeometry`.
@@ -700,15 +662,12 @@ def dragger_geometry(
             f"is_dragger must have one entry for each of the {len(g)} gradients, True and False "
             "among them"
         )
-    if spanning is not None:
-        spanning = check_integer("spanning", spanning, minimum=1)
     benign, draggers = g[~mask], g[mask]
     mean, lengths = benign.mean(axis=0), np.linalg.norm(draggers, axis=1)
     cosines = draggers @ mean / (lengths * np.linalg.norm(mean))
-    _, spread, basis = np.linalg.svd(benign[:spanning], full_matrices=False)
+    _, spread, basis = np.linalg.svd(benign, full_matrices=False)
     # NumPy's rule for the numerical rank: what rounding alone could produce is not counted.
-    resolution = max(len(benign[:spanning]), g.shape[1]) * np.finfo(np.float64).eps
-    basis = basis[spread > spread[0] * resolution]
+    basis = basis[spread > spread[0] * max(benign.shape) * np.finfo(np.float64).eps]
     share = np.square(draggers @ basis.T).sum() / np.square(lengths).sum()
     ratio = np.sqrt(np.square(lengths).mean() / np.square(benign).sum(axis=1).mean())
     return DraggerGeometry(
