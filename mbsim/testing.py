@@ -479,21 +479,13 @@ def _check_noise_calls(draw: _Draw, name: str, n: int, seed: int, found: _Findin
         found.expect(
             np.array_equal(given, counts), f"{name} must not change counts", f"{_listed(counts)}"
         )
-        found.expect(
-            all(np.isfinite(part).all() for part in parts),
-            f"{name} must be finite",
-            f"it is not for counts {_listed(counts)} with benign_dim={n}",
-        )
-        found.expect(
-            tail or all((np.asarray(part)[counts == 0] == 0).all() for part in parts),
-            f"{name} must be 0 for the mean of no examples",
-            f"it is not for counts {_listed(counts)} with benign_dim={n}",
-        )
-        found.expect(
-            tail or (np.asarray(parts[-1]) >= 0).all(),
-            "across is a standard deviation, at least 0",
-            f"it is not for counts {_listed(counts)} with benign_dim={n}",
-        )
+        finite = all(np.isfinite(part).all() for part in parts)
+        none = all((np.asarray(part)[counts == 0] == 0).all() for part in parts)
+        where = f"it is not for counts {_listed(counts)} with benign_dim={n}"
+        found.expect(finite, f"{name} must be finite", where)
+        found.expect(tail or none, f"{name} must be 0 for the mean of no examples", where)
+        deviation = tail or (np.asarray(parts[-1]) >= 0).all()
+        found.expect(deviation, "across is a standard deviation, at least 0", where)
     again, other = draw(counts.copy(), rng(seed)), draw(counts.copy(), rng(seed + 1))
     found.expect(
         all(np.array_equal(a, b) for a, b in zip(again, parts, strict=True)),
