@@ -261,7 +261,7 @@ def main() -> None:
         if error.name is None or error.name.split(".")[0] == "mbsim":
             raise
         needs = f"this command needs {error.name}, which is not installed"
-        _fail(f'{needs}; pip install "mbsim[all]" brings it')
+        _fail(f'{needs}; pip install "microbatch-clipping[all]" brings it')
     except Exception as error:
         usage = getattr(error, "format_message", None)  # what the parser has to say
         if usage is None:

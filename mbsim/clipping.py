@@ -200,7 +200,7 @@ class UnitNorm:
         return np.divide(1, shifted, out=np.zeros_like(norms), where=normal)
 
 
-def check_rule(rule: object) -> Rule:
+def check_rule_argument(rule: object) -> Rule:
     """`rule` itself if it has a method ``factors``."""
     if isinstance(rule, type) or not isinstance(rule, Rule):
         raise InvalidArgument(
@@ -283,7 +283,7 @@ def _clipped(
     name: str, unit: str, gradients: ArrayLike, size: Any, rule: Rule | None, nonfinite: Any
 ) -> NDArray[np.floating]:
     """Algorithm 1 from `gradients` ``[..., B, d]``, in micro-batches of `size`."""
-    rule = check_rule(SmallestNorm() if rule is None else rule)
+    rule = check_rule_argument(SmallestNorm() if rule is None else rule)
     if not isinstance(nonfinite, str) or nonfinite not in ("raise", "drop"):
         raise InvalidArgument(f"nonfinite={shown(nonfinite)} must be 'raise' or 'drop'")
     x = as_numbers(name, gradients)

@@ -71,21 +71,23 @@ class Interval:
         return f"{self.estimate:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def _interval(estimate: float, error: float, df: float, rate: float) -> Interval:
-    if not (math.isfinite(estimate) and math.isfinite(error)):
-        return Interval(
-            estimate=estimate,
-            low=-math.inf,
-            high=math.inf,
-            standard_error=math.inf,
-            false_positive_rate=rate,
-            df=df,
-        )
-    reach = t_quantile(df, rate / 2) * error
+def _interval(
+    estimate: float,
+    error: float,
+    df: float,
+    rate: float,
+    ends: tuple[float, float] | None = None,
+) -> Interval:
+    """Between `ends`; Student's without them, and everything where a number is not finite."""
+    if ends is None and not (math.isfinite(estimate) and math.isfinite(error)):
+        error, ends = math.inf, (-math.inf, math.inf)
+    elif ends is None:
+        reach = t_quantile(df, rate / 2) * error
+        ends = estimate - reach, estimate + reach
     return Interval(
         estimate=estimate,
-        low=estimate - reach,
-        high=estimate + reach,
+        low=ends[0],
+        high=ends[1],
         standard_error=error,
         false_positive_rate=rate,
         df=df,
@@ -143,14 +145,7 @@ def exactly(number: float) -> Interval:
     >>> print(exactly(2.0))
     2 [2, 2]
     """
-    return Interval(
-        estimate=number,
-        low=number,
-        high=number,
-        standard_error=0.0,
-        false_positive_rate=0.0,
-        df=math.inf,
-    )
+    return _interval(number, 0.0, math.inf, 0.0, ends=(number, number))
 
 
 def from_error(
@@ -182,14 +177,8 @@ def median(sample: ArrayLike, *, false_positive_rate: float) -> Interval:
     if k == 0 or not np.isfinite(values).all():
         return _interval(float(values[n // 2]), math.inf, n - 1, rate)
     low, high = float(values[k - 1]), float(values[n - k])
-    return Interval(
-        estimate=float(np.median(values)),
-        low=low,
-        high=high,
-        standard_error=(high - low) / (2 * t_quantile(n - 1, rate / 2)),
-        false_positive_rate=rate,
-        df=n - 1,
-    )
+    error = (high - low) / (2 * t_quantile(n - 1, rate / 2))
+    return _interval(float(np.median(values)), error, n - 1, rate, ends=(low, high))
 
 
 def difference(
@@ -231,14 +220,7 @@ def ratio(
     log_ratio = power * (math.log(mean_a) - math.log(mean_b))
     logs = _interval(log_ratio, abs(power) * error, df, rate)
     estimate, low, high = (_exp(x) for x in (log_ratio, logs.low, logs.high))
-    return Interval(
-        estimate=estimate,
-        low=low,
-        high=high,
-        standard_error=estimate * logs.standard_error,
-        false_positive_rate=rate,
-        df=logs.df,
-    )
+    return _interval(estimate, estimate * logs.standard_error, df, rate, ends=(low, high))
 
 
 def _exp(x: float) -> float:

@@ -135,7 +135,7 @@ def test_a_missing_library_is_named_with_the_remedy(run, monkeypatch):
     code, _, err = run("reproduce")
     assert code == 2
     assert "needs matplotlib" in err
-    assert "mbsim[all]" in err
+    assert "microbatch-clipping[all]" in err
 
 
 def test_ctrl_c_says_so(run, monkeypatch):

@@ -7,6 +7,7 @@ import inspect
 import json
 import pkgutil
 import re
+import tomllib
 from pathlib import Path
 
 import processes
@@ -15,7 +16,8 @@ import pytest
 import mbsim
 
 HERE = Path(mbsim.__file__).parent
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 # ------------------------------------------------------------------------- imports
 
@@ -252,3 +254,34 @@ def test_links_between_documents_lead_somewhere():
     for page in DOCS.glob("*.md"):
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+# ------------------------------------------------------------------------- the distribution
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def test_one_name_is_installed_and_another_imported():
+    assert PROJECT["name"] == "microbatch-clipping"
+    assert PROJECT["scripts"] == {"mbsim": "mbsim.cli:main"}
+
+
+def test_all_that_is_asked_to_be_installed_can_be():
+    """Every ``name[extras]``, in messages, documents and the project itself, is true."""
+    asked = 0
+    for path in ROOT.rglob("*.*"):
+        mine = not any(part.startswith(".venv") for part in path.relative_to(ROOT).parts)
+        if mine and path.suffix in {".py", ".md", ".ipynb", ".toml", ".cff"}:
+            for name, extras in re.findall(r"([\w-]*)\[([a-z,]+)\][\"']", path.read_text("utf-8")):
+                if name in {"mbsim", "microbatch-clipping"}:
+                    assert name == PROJECT["name"], path
+                    assert {*extras.split(",")} <= {*PROJECT["optional-dependencies"]}, path
+                    asked += 1
+    assert asked >= 5
+
+
+def test_the_extra_all_is_all_that_users_need():
+    extras = PROJECT["optional-dependencies"]
+    (rest,) = re.findall(r"microbatch-clipping\[(.*)\]", extras["all"][0])
+    assert {*rest.split(","), "all", "dev", "torch", "bench"} == {*extras}
+    assert "microbatch-clipping[all]" in extras["dev"]

@@ -362,6 +362,14 @@ class InfiniteForNone(Law):
             return along, across + 0 / np.asarray(counts)
 
 
+class MeansLouderBy5Percent(Law):
+    """Single draws are right, and so is everything else about the means."""
+
+    def mean_of(self, counts, benign_dim, rng):
+        along, across = self.base.mean_of(counts, benign_dim, rng)
+        return along * np.where(counts > 1, 1.05, 1.0), across
+
+
 class OneVarianceForAMean(Law):
     """Student's t whose mean of ν shares one random scale: the right moments, another law."""
 
@@ -416,6 +424,7 @@ BASES = (Gaussian(), TwoPoint(rare=0.1), Exponential(isotropic_share=0.2), Stude
         (OneAxisOnly(), "serve counts of any shape"),
         (NegativeAcross(), "standard deviation"),
         (InfiniteForNone(), "must be finite"),
+        (MeansLouderBy5Percent(), "law of a mean of single draws; E along² is"),
         (OneVarianceForAMean(), "law of a mean of single draws"),
         (ScaleOfAnother(), "along² across²"),
         (GaussianMeans(), "law of a mean of single draws"),

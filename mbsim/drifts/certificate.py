@@ -300,8 +300,8 @@ def _least_x(far: Far | None) -> float:
 def _optimum(descent: Descent, budget: float, least: float, *, margins: bool = True) -> _Solution:
     """x ≥ least and y with x f + y ≥ r² on the curve, budget x + y the smallest.
 
-    The constraint is looked at in many places at and between the nodes; a parabola through a local top
-    between them and its neighbours rises above it by at most an eighth of the second difference.
+    The constraint is looked at in many places at and between the nodes; a parabola through a local
+    top and its neighbours rises above it by at most an eighth of their second difference.
     """
     s = descent.places(_BETWEEN)
     squares, f = np.square(descent.curve.norm(s)), descent.lower(s, margins=margins)
@@ -345,7 +345,7 @@ def _least_maximum(intercepts: Array, slopes: Array, least: float) -> float:
 
 
 def _limits(r: Array, heights: Array, y: float, value: float) -> tuple[float, ...]:
-    """The gradient norms at which the constraint is active: local tops, but for what margins may be."""
+    """The gradient norms at which the constraint is active, but for what margins may be."""
     padded = np.concatenate([[-math.inf], heights, [-math.inf]])
     tops = (padded[1:-1] >= padded[:-2]) & (padded[1:-1] > padded[2:])
     return tuple(float(norm) for norm in r[tops & (heights >= y - _MARGIN * value)])

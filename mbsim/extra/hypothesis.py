@@ -22,8 +22,8 @@ It needs Hypothesis, which the extra ``testing`` brings. A page on it: docs/stra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -34,8 +34,9 @@ try:
     from hypothesis.extra.numpy import arrays
     from hypothesis.strategies import DrawFn, SearchStrategy
 except ImportError:
-    raise ImportError(
-        "mbsim.extra.hypothesis needs Hypothesis: pip install 'mbsim[testing]'"
+    raise ModuleNotFoundError(
+        "mbsim.extra.hypothesis needs Hypothesis: pip install 'microbatch-clipping[testing]'",
+        name="hypothesis",
     ) from None
 
 from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, Rule, SmallestNorm, UnitNorm
@@ -74,6 +75,9 @@ _SCALES = st.floats(1 / 16, 16)
 _PROBABILITIES = st.just(0.0) | st.floats(1 / 1024, 1 / 2)
 _NORM_RATIOS = st.just(0.0) | st.floats(1 / 16, 100)
 _SHARES = st.sampled_from([0.0, 1.0]) | st.floats(0, 1, allow_subnormal=False)  # often an end
+_COORDINATES = st.floats(-8, 8, allow_subnormal=False)
+_WITHIN_1 = st.floats(-1, 1, allow_subnormal=False)
+_SIGNS = st.sampled_from([1.0, -1.0])
 
 
 def _drawn_from(part: Part[T], default: SearchStrategy[T]) -> SearchStrategy[T]:
@@ -83,44 +87,53 @@ def _drawn_from(part: Part[T], default: SearchStrategy[T]) -> SearchStrategy[T]:
     return part if isinstance(part, SearchStrategy) else st.just(part)
 
 
-def _whole(name: str, part: Part[int], default: SearchStrategy[int]) -> SearchStrategy[int]:
-    """The same for a count of at least 1, which is checked at once if it is a value."""
+def _count(name: str, part: Part[int], most: int) -> SearchStrategy[int]:
+    """A count from 1 to `most` unless told; one that is a value is checked at once."""
     if part is not None and not isinstance(part, SearchStrategy):
         part = check_integer(name, part, minimum=1)
-    return _drawn_from(part, default)
+    return _drawn_from(part, st.integers(1, most))
 
 
-def _chosen(name: str, asked: Iterable[type], known: Mapping[type, T]) -> dict[type, T]:
-    """The entries of `known` that are asked for, in the order in which they are simple."""
+def _chosen(name: str, asked: Iterable[type], known: Iterable[type]) -> tuple[type, ...]:
+    """The kinds that are asked for, in the order in which they are simple."""
     asked = list(asked) if isinstance(asked, Iterable) else [asked]
     strangers = [kind for kind in asked if kind not in known]
     if strangers or not asked:
         listed = ", ".join(kind.__name__ for kind in known)
         raise InvalidArgument(f"{name}={shown(asked)} must be some of {listed}")
-    return {kind: make for kind, make in known.items() if kind in asked}
+    return tuple(kind for kind in known if kind in asked)
+
+
+# Making a strategy costs many times as much as drawing from it: those that depend on a size are
+# kept.
+@lru_cache(maxsize=1024)
+def _array(
+    dtype: type, shape: int | tuple[int, int], elements: SearchStrategy[Any], *, alike: bool = False
+) -> SearchStrategy[NDArray[Any]]:
+    """Arrays of these elements, every one drawn by itself unless they may be `alike`."""
+    return arrays(dtype, shape, elements=elements, fill=None if alike else st.nothing())
 
 
 # ------------------------------------------------------------------------- problems
 
 
-# Making a strategy costs many times as much as drawing from it: those that depend on a size are
-# kept.
-@cache
-def _quadratics(dim: int) -> SearchStrategy[Loss]:
-    """Flat, geometric and arbitrary spectra (some eigenvalues 0) below a largest eigenvalue."""
+_LOSSES = (Quadratic, LogCosh, Ripple)
+
+
+@lru_cache(maxsize=1024)
+def _losses(dim: int, kinds: tuple[type, ...]) -> SearchStrategy[Loss]:
+    """Quadratics have flat, geometric and arbitrary spectra, below a largest eigenvalue."""
     flat = st.just(np.ones(dim))
     spread = st.integers(1, 6).map(lambda decades: np.geomspace(10.0**-decades, 1, dim))
-    some = st.tuples(arrays(np.float64, dim, elements=_SHARES), st.integers(0, dim - 1))
+    some = st.tuples(_array(float, dim, _SHARES, alike=True), st.integers(0, dim - 1))
     any_shares = some.map(lambda pair: np.where(np.arange(dim) == pair[1], 1.0, pair[0]))
     shares = st.tuples(flat | spread | any_shares, _SCALES)
-    return shares.map(lambda pair: Quadratic(pair[1] * pair[0]))
-
-
-_LOSSES: dict[type, Callable[[int], SearchStrategy[Loss]]] = {
-    Quadratic: _quadratics,
-    LogCosh: lambda dim: st.just(LogCosh(dim)),
-    Ripple: lambda dim: _SHARES.map(lambda share: Ripple(dim, 4 * share)),
-}
+    made: dict[type, SearchStrategy[Loss]] = {
+        Quadratic: shares.map(lambda pair: Quadratic(pair[1] * pair[0])),
+        LogCosh: st.just(LogCosh(dim)),
+        Ripple: _SHARES.map(lambda share: Ripple(dim, 4 * share)),
+    }
+    return st.one_of([made[kind] for kind in kinds])
 
 
 def losses(
@@ -144,22 +157,19 @@ def losses(
     Quadratic(eigenvalues=array([3., 3., 3.]))
     """
     chosen = _chosen("kinds", kinds, _LOSSES)
-    dims = _whole("dim", dim, st.integers(1, 8))
-    return dims.flatmap(cache(lambda d: st.one_of([make(d) for make in chosen.values()])))
+    return _count("dim", dim, 8).flatmap(lambda d: _losses(d, chosen))
 
 
-def _all_but_half() -> SearchStrategy[float]:
-    """A share π of the rare value at which two-point noise is skewed."""
-    rare = st.floats(1 / 64, 31 / 64)
-    return rare | rare.map(lambda share: 1 - share)
-
+# Shares π of the rare value at which two-point noise is skewed.
+_ALL_BUT_HALF = st.floats(1 / 64, 31 / 64)
+_ALL_BUT_HALF |= _ALL_BUT_HALF.map(lambda share: 1 - share)
 
 # For every law: what its arguments besides sigma are drawn from, symmetric and skewed.
 _NOISES: dict[type, dict[bool, dict[str, SearchStrategy[float]]]] = {
     Gaussian: {True: {}},
     TwoPoint: {
         True: {"rare": st.just(0.5), "isotropic_share": _SHARES},
-        False: {"rare": _all_but_half(), "isotropic_share": st.floats(0, 3 / 4)},
+        False: {"rare": _ALL_BUT_HALF, "isotropic_share": st.floats(0, 3 / 4)},
     },
     Exponential: {False: {"isotropic_share": st.floats(0, 3 / 4)}},
     StudentT: {True: {"df": st.floats(2.25, 64)}},
@@ -199,15 +209,13 @@ def noises(
     Exponential(sigma=2.0, isotropic_share=0.0)
     """
     chosen = _chosen("laws", laws, _NOISES)
-    sigmas = {
-        True: _drawn_from(sigma, st.just(0.0) | _SCALES),
-        False: _drawn_from(sigma, _SCALES),
-    }
+    skewed = _drawn_from(sigma, _SCALES)
+    even = _drawn_from(sigma, st.just(0.0) | _SCALES)
     makers = [
-        st.builds(law, sigma=sigmas[even], **arguments)
-        for law, shapes in chosen.items()
-        for even, arguments in shapes.items()
-        if symmetric is None or even == symmetric
+        st.builds(law, sigma=even if is_even else skewed, **arguments)
+        for law in chosen
+        for is_even, arguments in _NOISES[law].items()
+        if symmetric is None or is_even == symmetric
     ]
     if not makers:
         names = ", ".join(law.__name__ for law in chosen)
@@ -246,12 +254,12 @@ def draggers(
     )
 
 
-@cache
-def _draggers_within(dimensions: int) -> SearchStrategy[Draggers]:
-    """Draggers for a dragger frame of so many dimensions; 2 will do for all."""
-    if dimensions == 0:
-        return st.just(Draggers(probability=0, norm_ratio=0))
-    return draggers(coherence=st.sampled_from([0.0, 1.0]) if dimensions == 1 else None)
+# Draggers for a dragger frame of 0, 1 and 2 dimensions; 2 will do for all.
+_DRAGGERS_WITHIN = (
+    st.just(Draggers(probability=0, norm_ratio=0)),
+    draggers(coherence=st.sampled_from([0.0, 1.0])),
+    draggers(),
+)
 
 
 def problems(
@@ -288,33 +296,35 @@ def problems(
     ...     assert problem.dragger_dim >= needed and needed in (0, 2)
     >>> check()
     """
-    return _problems(
-        loss=_drawn_from(loss, st.none()),
-        noise=_drawn_from(noise, noises()),
-        some=_drawn_from(draggers, st.none()),
-        benign_dim=_drawn_from(benign_dim, st.none()),
-        start=_drawn_from(start, st.none()),
+    parts = st.tuples(
+        _drawn_from(loss, st.none()),
+        _drawn_from(noise, noises()),
+        _drawn_from(draggers, st.none()),
+        _drawn_from(benign_dim, st.none()),
+        _drawn_from(start, st.none()),
     )
+    return _problems(parts)
 
 
-# Fixed parts may draw the dimension; what is left is drawn to fit it.
-_losses_of = cache(lambda dim: losses(dim=dim))
+@lru_cache(maxsize=1024)
+def _starts(dim: int) -> SearchStrategy[Array]:
+    return st.just(np.ones(dim)) | _array(float, dim, _COORDINATES, alike=True)
 
 
 @st.composite
-def _problems(draw: DrawFn, /, **parts: Any) -> Problem:
-    names = ("loss", "noise", "some", "benign_dim", "start")
-    loss, noise, some, n, start = (draw(parts[name]) for name in names)
+def _problems(draw: DrawFn, parts: SearchStrategy[Any]) -> Problem:
+    # Fixed parts may draw the dimension; what is left is drawn to fit it.
+    loss, noise, some, n, start = draw(parts)
     if loss is None and start is None:
-        some = draw(_draggers_within(2)) if some is None else some
+        some = draw(_DRAGGERS_WITHIN[2]) if some is None else some
         n = draw(st.integers(1, 4)) if n is None else n
         dim = n + _besides(some) + draw(st.integers(0, 4))
     else:
         dim = np.size(start) if loss is None else loss.dim
         room = min(2, max(0, dim - (n or 1) - 1))
-        some = draw(_draggers_within(room)) if some is None else some
+        some = draw(_DRAGGERS_WITHIN[room]) if some is None else some
         n = draw(st.integers(1, max(1, dim - _besides(some)))) if n is None else n
-    loss = draw(_losses_of(dim)) if loss is None else loss
+    loss = draw(_losses(dim, _LOSSES)) if loss is None else loss
     start = draw(_starts(dim)) if start is None else start
     return Problem(loss=loss, noise=noise, draggers=some, benign_dim=n, start=start)
 
@@ -322,12 +332,6 @@ def _problems(draw: DrawFn, /, **parts: Any) -> Problem:
 def _besides(some: Draggers) -> int:
     """How many dimensions must not be benign."""
     return some.dimensions_needed + 1 if some.dimensions_needed else 0
-
-
-@cache
-def _starts(dim: int) -> SearchStrategy[Array]:
-    coordinates = st.floats(-8, 8, allow_subnormal=False)
-    return st.just(np.ones(dim)) | arrays(np.float64, dim, elements=coordinates)
 
 
 # ------------------------------------------------------------------------- methods
@@ -359,7 +363,7 @@ def rules(
     >>> find(rules(), lambda rule: rule.factors(np.array([1.0, 2.0]))[1] == 0.5)
     SmallestNorm()
     """
-    return st.one_of(list(_chosen("kinds", kinds, _RULES).values()))
+    return st.one_of([_RULES[kind] for kind in _chosen("kinds", kinds, _RULES)])
 
 
 def batch_sizes(*, largest: int = 64) -> SearchStrategy[int]:
@@ -570,40 +574,30 @@ def gradient_batches(
     large = check_number("largest", largest, minimum=16 * small)
     # Coordinates are 2^e times a mantissa from 1/8 to 1: the e that keep both ends.
     low, high = math.ceil(math.log2(small)) + 3, math.floor(math.log2(large))
-    sizes = st.tuples(
-        _whole("batch_size", batch_size, st.integers(1, 12)), _whole("dim", dim, st.integers(1, 4))
-    )
-    return sizes.flatmap(lambda shape: _gradient_batches(shape, zeros, low, high))
-
-
-@st.composite
-def _gradient_batches(
-    draw: DrawFn, shape: tuple[int, int], zeros: bool, low: int, high: int
-) -> Array:
-    """Rows of a pool, each with a power of two and signs; a pool smaller than B repeats rows."""
-    batch, dim = shape
-    rows = draw(st.integers(1, batch))
-    mantissas, exponents, which, signs = _parts_of_rows(batch, rows, dim, zeros, low, high)
-    pool = draw(mantissas) * 2.0 ** draw(exponents)[:, None]
-    return draw(signs)[:, None] * pool[draw(which)] + 0.0  # no −0.0
-
-
-@cache
-def _parts_of_rows(
-    batch: int, rows: int, dim: int, zeros: bool, low: int, high: int
-) -> tuple[SearchStrategy[Any], ...]:
-    """Strategies for the pool's mantissas and exponents; for the rows taken, and their signs."""
     mantissas = st.floats(1 / 8, 1)
     mantissas |= mantissas.map(lambda x: -x)
     if zeros:
         mantissas = st.just(0.0) | mantissas
     exponents = st.integers(low, high) | st.sampled_from([low, high])
-    return (
-        arrays(np.float64, (rows, dim), elements=mantissas, fill=st.nothing()),
-        arrays(np.int64, rows, elements=exponents, fill=st.nothing()),
-        arrays(np.int64, batch, elements=st.integers(0, rows - 1)),
-        arrays(np.float64, batch, elements=st.sampled_from([1.0, -1.0])),
-    )
+    shapes = st.tuples(_count("batch_size", batch_size, 12), _count("dim", dim, 4))
+    return _gradient_batches(shapes, mantissas, exponents)
+
+
+@st.composite
+def _gradient_batches(
+    draw: DrawFn,
+    shapes: SearchStrategy[tuple[int, int]],
+    mantissas: SearchStrategy[float],
+    exponents: SearchStrategy[int],
+) -> Array:
+    """Rows of a pool, each with a power of two and signs; a pool smaller than B repeats rows."""
+    batch, dim = draw(shapes)
+    rows = draw(st.integers(1, batch))
+    pool = draw(_array(float, (rows, dim), mantissas))
+    pool = pool * 2.0 ** draw(_array(int, rows, exponents))[:, None]
+    signs = draw(_array(float, batch, _SIGNS, alike=True))
+    which = draw(_array(int, batch, st.integers(0, rows - 1), alike=True))
+    return signs[:, None] * pool[which] + 0.0  # no −0.0
 
 
 class LabelledGradients(NamedTuple):
@@ -662,32 +656,27 @@ def benign_and_draggers(
     >>> check()
     """
     counts = st.tuples(
-        _whole("benign", benign, st.integers(1, 8)),
-        _whole("draggers", draggers, st.integers(1, 4)),
-        _whole("benign_dim", benign_dim, st.integers(1, 4)),
-        _whole("dragger_dim", dragger_dim, st.integers(1, 4)),
+        _count("benign", benign, 8),
+        _count("draggers", draggers, 4),
+        _count("benign_dim", benign_dim, 4),
+        _count("dragger_dim", dragger_dim, 4),
     )
-    ratios = _drawn_from(norm_ratio, st.floats(1 / 16, 64))
-    return counts.flatmap(lambda numbers: _benign_and_draggers(*numbers, ratios))
+    return _benign_and_draggers(counts, _drawn_from(norm_ratio, st.floats(1 / 16, 64)))
 
 
 @st.composite
 def _benign_and_draggers(
-    draw: DrawFn,
-    n_benign: int,
-    n_draggers: int,
-    benign_dim: int,
-    dragger_dim: int,
-    ratios: SearchStrategy[float],
+    draw: DrawFn, counts: SearchStrategy[tuple[int, ...]], ratios: SearchStrategy[float]
 ) -> LabelledGradients:
+    n_benign, n_draggers, benign_dim, dragger_dim = draw(counts)
     ratio, scale = draw(ratios), draw(_SCALES)
     dim = benign_dim + dragger_dim
     gradients = np.zeros((n_benign + n_draggers, dim))
-    inside = scale * draw(_vectors(n_benign, benign_dim))
-    inside[-1] = scale * draw(_directions(1, benign_dim))[0]  # one, at least, is not 0
+    inside = scale * draw(_array(float, (n_benign, benign_dim), _WITHIN_1))
+    inside[-1] = scale * _directions(draw, 1, benign_dim)[0]  # one, at least, is not 0
     size = math.sqrt(np.square(inside).sum() / n_benign)
     gradients[:n_benign, :benign_dim] = inside
-    gradients[n_benign:, benign_dim:] = ratio * size * draw(_directions(n_draggers, dragger_dim))
+    gradients[n_benign:, benign_dim:] = ratio * size * _directions(draw, n_draggers, dragger_dim)
     seed = draw(st.integers(0, 2**16))
     if seed:  # 0 leaves the axes as they are
         normals = np.random.default_rng(seed).standard_normal((dim, dim))
@@ -696,21 +685,9 @@ def _benign_and_draggers(
     return LabelledGradients(gradients[order], np.array(order) >= n_benign, ratio)
 
 
-@cache
-def _vectors(count: int, dim: int) -> SearchStrategy[Array]:
-    coordinates = st.floats(-1, 1, allow_subnormal=False)
-    return arrays(np.float64, (count, dim), elements=coordinates, fill=st.nothing())
-
-
-@cache
-def _directions(count: int, dim: int) -> SearchStrategy[Array]:
+def _directions(draw: DrawFn, count: int, dim: int) -> Array:
     """Unit vectors: one coordinate is ±1 before they are normalised."""
-
-    def normalised(parts: tuple[Array, Array, Array]) -> Array:
-        vectors, tops, signs = parts
-        vectors[np.arange(count), tops] = signs
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    tops = arrays(np.int64, count, elements=st.integers(0, dim - 1))
-    signs = arrays(np.float64, count, elements=st.sampled_from([1.0, -1.0]))
-    return st.tuples(_vectors(count, dim), tops, signs).map(normalised)
+    vectors = draw(_array(float, (count, dim), _WITHIN_1))
+    tops = draw(_array(int, count, st.integers(0, dim - 1), alike=True))
+    vectors[np.arange(count), tops] = draw(_array(float, count, _SIGNS, alike=True))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -19,19 +19,18 @@ Source: canaries as a surrogate for draggers from [Wang2024]; the rest is ours.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from dataclasses import KW_ONLY
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim._shared.progress import progress
-from mbsim._shared.seeds import seed_sequence
+from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import set_field, value
-from mbsim.clipping import Rule, SmallestNorm, check_rule
+from mbsim.clipping import Rule, SmallestNorm, check_rule_argument
 from mbsim.errors import (
     InvalidArgument,
     check_array,
@@ -42,15 +41,16 @@ from mbsim.errors import (
     shown,
 )
 from mbsim.methods import Method, MicroBatchClipping, check_method
+from mbsim.simulation.run import DIVERGED
 
 __all__ = [
-    "CanaryGeometry",
+    "DraggerGeometry",
     "Splits",
     "Training",
     "TunedAccuracy",
     "accuracy_by_micro_batch_size",
-    "canary_geometry",
     "digits_splits",
+    "dragger_geometry",
     "train",
 ]
 
@@ -60,7 +60,6 @@ Flags = NDArray[np.bool_]
 
 _HELD_OUT = 450  # images of the 1797 for validation, and as many for testing: a quarter each
 _BRIGHTEST = 16  # the digits' pixels are 0 to 16
-_BLOWN_UP = 1e6  # a loss this many times the starting loss counts as diverged
 
 
 @value
@@ -169,7 +168,10 @@ examples; 65 inputs, 10 classes)
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ImportError("digits_splits needs scikit-learn: pip install 'mbsim[data]'") from None
+        raise ModuleNotFoundError(
+            "digits_splits needs scikit-learn: pip install 'microbatch-clipping[data]'",
+            name="sklearn",
+        ) from None
     pixels, digits = load_digits(return_X_y=True)
     images = np.column_stack([pixels / _BRIGHTEST, np.ones(len(pixels))])
     clean = len(images) - 2 * _HELD_OUT
@@ -282,8 +284,15 @@ def train(
     if not isinstance(data, Splits):
         raise InvalidArgument(f"data={shown(data)} must be Splits, such as digits_splits(rng=0)")
     rule, m = check_method(method).rule, method.micro_batches(batch_size)
-    step_size = _check_step_sizes(step_size)
-    records = _record_steps(check_integer("steps", steps, minimum=1), record_every)
+    step_size = check_array("step_size", step_size)
+    check_finite("step_size", step_size)
+    if step_size.min() <= 0:
+        raise InvalidArgument(f"step_size={shown(float(step_size.min()))} must be above 0")
+    steps = check_integer("steps", steps, minimum=1)
+    every = (
+        steps if record_every is None else check_integer("record_every", record_every, minimum=1)
+    )
+    records = [*range(every, steps, every), steps]
     splits, examples, dim = data.train_inputs.shape
     if batch_size > examples:
         raise InvalidArgument(
@@ -339,19 +348,13 @@ def train(
 
 
 def _step(
-    weights: Array,
-    inputs: Array,
-    labels: Integers,
-    *,
-    rule: Rule,
-    micro_batches: int,
-    rates: Array,
+    weights: Array, inputs: Array, labels: Integers, *, rule: Rule, micro_batches: int, rates: Array
 ) -> Flags:
     """One update of all weights, in place; returns which had finite norms, bool ``[S, C]``."""
     batch_size = labels.shape[1]
     residuals = _residuals(weights, inputs, labels)
     norms = _micro_batch_norms(residuals, inputs, micro_batches)
-    finite: Flags = np.asarray(np.isfinite(norms).all(axis=-1))
+    finite = np.asarray(np.isfinite(norms).all(axis=-1))
     # A rule's contract covers finite norms only. What has diverged stays NaN: 0 times NaN is NaN.
     factors = rule.factors(np.where(finite[..., None], norms, 0.0))
     per_example = np.repeat(factors, batch_size // micro_batches, axis=-1)
@@ -392,19 +395,11 @@ def _micro_batch_norms(residuals: Array, inputs: Array, micro_batches: int) -> A
         weighted = residuals * squares[:, None, None]
     else:
         gram = inputs @ inputs.swapaxes(1, 2)
-        gram *= _same_micro_batch(batch_size, size)
+        gram *= np.eye(micro_batches).repeat(size, axis=0).repeat(size, axis=1)  # same micro-batch
         weighted = (_rows(residuals) @ gram).reshape(residuals.shape)
     per_example = np.einsum("skcb,skcb->scb", residuals, weighted)
     sums = per_example.reshape(splits, candidates, micro_batches, size).sum(axis=-1)
-    return np.asarray(np.sqrt(np.maximum(sums, 0.0)) / size, dtype=np.float64)
-
-
-@functools.lru_cache(maxsize=16)
-def _same_micro_batch(batch_size: int, size: int) -> Array:
-    """1 where two examples of a mini-batch share a micro-batch, else 0, ``[B, B]``."""
-    micro_batch = np.arange(batch_size) // size
-    same: Array = (micro_batch[:, None] == micro_batch).astype(np.float64)
-    return same
+    return np.sqrt(np.maximum(sums, 0.0)) / size
 
 
 def _rows(array: Array) -> Array:
@@ -421,7 +416,7 @@ def _record(data: Splits, weights: Array, diverged_at: Integers, step: int) -> A
         ]
     )
     # At W = 0 every loss is log K. A comparison with NaN is false, so this catches NaN as well.
-    sound = scores[1] <= _BLOWN_UP * np.log(data.classes)
+    sound = scores[1] <= DIVERGED * np.log(data.classes)
     diverged_at[~sound & (diverged_at < 0)] = step
     return np.where(diverged_at < 0, scores, np.nan)
 
@@ -434,7 +429,7 @@ def _accuracy_and_loss(weights: Array, inputs: Array, labels: Integers) -> tuple
     logits -= logits.max(axis=1, keepdims=True)
     of_label = np.take_along_axis(logits, labels[:, None, None], axis=1)[:, 0]
     losses = np.log(np.exp(logits).sum(axis=1)) - of_label
-    return np.asarray(hits.mean(axis=-1)), np.asarray(losses.mean(axis=-1))
+    return hits.mean(axis=-1), losses.mean(axis=-1)
 
 
 def _mini_batches(examples: int, batch_size: int, streams: list[Generator]) -> Iterator[Integers]:
@@ -448,12 +443,8 @@ def _mini_batches(examples: int, batch_size: int, streams: list[Generator]) -> I
 
 def _streams(rng: Any, purpose: str, splits: int) -> list[Generator]:
     """One generator per split, from the seed, the purpose and the number of the split alone."""
-    root = seed_sequence(rng)
-    key = (*root.spawn_key, int.from_bytes(purpose.encode()))
-    return [
-        np.random.default_rng(SeedSequence(root.entropy, spawn_key=(*key, split)))
-        for split in range(splits)
-    ]
+    root = child(seed_sequence(rng), int.from_bytes(purpose.encode()))
+    return [np.random.default_rng(child(root, split)) for split in range(splits)]
 
 
 def _one_blas_thread() -> contextlib.AbstractContextManager[Any]:
@@ -466,23 +457,7 @@ def _one_blas_thread() -> contextlib.AbstractContextManager[Any]:
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
     except ImportError:
         return contextlib.nullcontext()
-    limits: contextlib.AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
-    return limits
-
-
-def _check_step_sizes(step_size: ArrayLike) -> Array:
-    rates = check_array("step_size", step_size)
-    check_finite("step_size", rates)
-    if rates.min() <= 0:
-        raise InvalidArgument(f"step_size={shown(float(rates.min()))} must be above 0")
-    return rates
-
-
-def _record_steps(steps: int, record_every: int | None) -> list[int]:
-    if record_every is None:
-        return [steps]
-    every = check_integer("record_every", record_every, minimum=1)
-    return [*range(every, steps, every), steps]
+    return threadpool_limits(1, user_api="blas")
 
 
 @value
@@ -516,8 +491,7 @@ class TunedAccuracy:
     @property
     def mean_validation_accuracy(self) -> Array:
         """Float64 ``[b, C]``: the validation curve, a diverged training counted as 0."""
-        curve: Array = np.nan_to_num(self.validation_accuracy, nan=0.0).mean(axis=1)
-        return curve
+        return np.nan_to_num(self.validation_accuracy, nan=0.0).mean(axis=1)
 
     @property
     def at_edge(self) -> Flags:
@@ -526,15 +500,13 @@ class TunedAccuracy:
         Then the best step size may lie outside it, and this b may be shown worse than it is.
         """
         best = self.mean_validation_accuracy.argmax(axis=1)
-        edge: Flags = (best == 0) | (best == len(self.step_sizes) - 1)
-        return edge
+        return (best == 0) | (best == len(self.step_sizes) - 1)
 
     @property
     def edge_share(self) -> Array:
         """Float64 ``[b]``: the share of the splits that took a step size at an end of the grid."""
         ends = (self.chosen == 0) | (self.chosen == len(self.step_sizes) - 1)
-        share: Array = ends.mean(axis=1)
-        return share
+        return ends.mean(axis=1)
 
     @property
     def warning(self) -> str:
@@ -553,10 +525,7 @@ class TunedAccuracy:
         Returns:
             Float64 ``[S]``: same images, same canaries, same mini-batches in both.
         """
-        difference: Array = (
-            self.test_accuracy[self._row(size)] - self.test_accuracy[self._row(other)]
-        )
-        return difference
+        return self.test_accuracy[self._row(size)] - self.test_accuracy[self._row(other)]
 
     def _row(self, size: int) -> int:
         found = np.flatnonzero(self.sizes == size)
@@ -614,7 +583,7 @@ def accuracy_by_micro_batch_size(
     >>> table.test_accuracy.shape, table.difference(8, 64).shape
     ((2, 2), (2,))
     """
-    rule = check_rule(SmallestNorm() if rule is None else rule)
+    rule = check_rule_argument(SmallestNorm() if rule is None else rule)
     grid = check_array("step_sizes", step_sizes, ndim=1)
     listed = np.asarray(sizes).ravel().tolist()
     for name, values, least in (("sizes", listed, 1), ("step_sizes", grid.tolist(), 3)):
@@ -646,96 +615,61 @@ def accuracy_by_micro_batch_size(
     )
 
 
-@value
-class CanaryGeometry:
-    """How far the canaries of each split are draggers in the sense of assumption 4.4.
+class DraggerGeometry(NamedTuple):
+    """How far some examples are draggers in the sense of assumption 4.4.
 
     Attributes:
-        cosine_mean, cosine_sd: float64 ``[S]``, of the cosines between each canary's gradient and
-            the mean benign gradient of the training set; orthogonal draggers have 0 and 0.
-        energy_in_span: float64 ``[S]``, the share of Σ‖canary gradient‖² that lies in the span of
-            the benign gradients; orthogonal draggers have 0.
-        span_rank: int64 ``[S]``, the numerical rank of that span.
-        dimension: (K − 1)·D, the dimension of the space all gradients live in (residuals add up
-            to 0 over the classes). A random direction has a share of span_rank/dimension.
-        norm_ratio: float64 ``[S]``, the paper's c: root-mean-square norm of the canaries'
-            gradients over that of the benign ones.
+        cosine_mean, cosine_sd: of the cosines between each dragger's gradient and the mean benign
+            gradient; orthogonal draggers have 0 and 0.
+        energy_in_span: the share of Σ‖dragger gradient‖² that lies in the span of the benign
+            gradients; orthogonal draggers have 0. A random direction has a share of `span_rank`
+            over the dimension of the space that all gradients live in.
+        span_rank: the numerical rank of that span.
+        norm_ratio: the paper's c, root-mean-square norm of the draggers' gradients over that of
+            the benign ones.
     """
 
-    _: KW_ONLY
-    cosine_mean: Array
-    cosine_sd: Array
-    energy_in_span: Array
-    span_rank: Integers
-    dimension: int
-    norm_ratio: Array
+    cosine_mean: float
+    cosine_sd: float
+    energy_in_span: float
+    span_rank: int
+    norm_ratio: float
 
 
-def canary_geometry(
-    data: Splits, weights: ArrayLike, *, benign_examples: int | None = None
-) -> CanaryGeometry:
-    """Measure assumption 4.4 (the theory page, sections 2 and 10) on the canaries of each split.
+def dragger_geometry(gradients: ArrayLike, is_dragger: ArrayLike) -> DraggerGeometry:
+    """Measure assumption 4.4 (the theory page, sections 2 and 10) on given gradients.
 
     Args:
-        data: the splits; each must have canaries.
-        weights: where the gradients are taken, ``[S, K, D]``, such as the weights of a
-            :class:`Training` with a single step size.
-        benign_examples: how many benign gradients make the span, the first ones of the training
-            set; all of them if not given. With B of them it is about what one step sees.
+        gradients: one gradient for each example, ``[N, d]``.
+        is_dragger: bool ``[N]``: which examples are held to be draggers.
 
     Returns:
-        The :class:`CanaryGeometry`.
+        The :class:`DraggerGeometry`.
 
     Raises:
-        InvalidArgument: for weights of another shape or not finite, and for splits without
-            canaries.
+        InvalidArgument: for gradients that are not finite, a mask of another length, and a mask
+            without draggers or without others.
 
-    >>> data = digits_splits(1, rng=0)
-    >>> found = canary_geometry(data, np.zeros((1, 10, 65)), benign_examples=58)
-    >>> int(found.span_rank[0]), found.dimension
-    (58, 585)
+    >>> found = dragger_geometry([[1, 0, 0], [1, 1, 0], [0, 0, 3]], [False, False, True])
+    >>> found.span_rank, round(found.norm_ratio**2, 12)
+    (2, 6.0)
     """
-    w = check_array("weights", weights, ndim=3)
-    check_finite("weights", w)
-    wanted = (data.count, data.classes, data.train_inputs.shape[2])
-    if w.shape != wanted:
+    g = check_array("gradients", gradients, ndim=2)
+    check_finite("gradients", g)
+    mask = np.asarray(is_dragger, dtype=bool)
+    if mask.shape != g.shape[:1] or not mask.any() or mask.all():
         raise InvalidArgument(
-            f"weights has shape {w.shape} and must have {wanted} for these splits"
+            f"is_dragger must have one entry for each of the {len(g)} gradients, True and False "
+            "among them"
         )
-    if not data.canary.any(axis=1).all() or data.canary.all(axis=1).any():
-        raise InvalidArgument("data must have canaries and other examples in every split")
-    if benign_examples is not None:
-        benign_examples = check_integer("benign_examples", benign_examples, minimum=1)
-    residuals = _residuals(w[:, :, None], data.train_inputs, data.train_labels)[:, :, 0]
-    with _one_blas_thread():
-        found = [
-            _split_geometry(
-                np.einsum("kn,nd->nkd", r, x).reshape(len(x), -1), is_canary, benign_examples
-            )
-            for r, x, is_canary in zip(residuals, data.train_inputs, data.canary, strict=True)
-        ]
-    cosine_mean, cosine_sd, energy, rank, ratios = np.array(found).T
-    return CanaryGeometry(
-        cosine_mean=cosine_mean,
-        cosine_sd=cosine_sd,
-        energy_in_span=energy,
-        span_rank=rank.astype(np.int64),
-        dimension=(data.classes - 1) * wanted[2],
-        norm_ratio=ratios,
-    )
-
-
-def _split_geometry(
-    gradients: Array, is_canary: Flags, benign_examples: int | None
-) -> tuple[float, ...]:
-    """The numbers of :class:`CanaryGeometry` for one split, from its gradients ``[N, K·D]``."""
-    benign, canaries = gradients[~is_canary], gradients[is_canary]
-    mean, lengths = benign.mean(axis=0), np.linalg.norm(canaries, axis=1)
-    cosines = canaries @ mean / (lengths * np.linalg.norm(mean))
-    spanning = benign[:benign_examples]
-    _, spread, basis = np.linalg.svd(spanning, full_matrices=False)
+    benign, draggers = g[~mask], g[mask]
+    mean, lengths = benign.mean(axis=0), np.linalg.norm(draggers, axis=1)
+    cosines = draggers @ mean / (lengths * np.linalg.norm(mean))
+    _, spread, basis = np.linalg.svd(benign, full_matrices=False)
     # NumPy's rule for the numerical rank: what rounding alone could produce is not counted.
-    basis = basis[spread > spread[0] * max(spanning.shape) * np.finfo(np.float64).eps]
-    share = np.square(canaries @ basis.T).sum() / np.square(lengths).sum()
+    basis = basis[spread > spread[0] * max(benign.shape) * np.finfo(np.float64).eps]
+    share = np.square(draggers @ basis.T).sum() / np.square(lengths).sum()
     ratio = np.sqrt(np.square(lengths).mean() / np.square(benign).sum(axis=1).mean())
-    return cosines.mean(), cosines.std(), share, len(basis), ratio
+    return DraggerGeometry(
+        float(cosines.mean()), float(cosines.std()), float(share), len(basis), float(ratio)
+    )

@@ -56,7 +56,7 @@ records.register(
 )
 
 # A replicate has diverged when its gap to the minimum is this many times that of the start.
-_DIVERGED = 1e6
+DIVERGED = 1e6
 
 
 # The arrays of a run beside its steps: of which type, and what each of their axes counts.
@@ -662,4 +662,4 @@ def _divergence_gap(problem: Problem) -> float:
     gap, noise_gap = problem.initial_gap, sigma**2 / (2 * problem.smoothness)
     if gap < noise_gap / 1000:
         gap = (1 + c**2) * noise_gap  # ∞ where it overflows
-    return float(min(_DIVERGED * gap, np.finfo(np.float64).max))
+    return float(min(DIVERGED * gap, np.finfo(np.float64).max))

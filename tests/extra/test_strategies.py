@@ -384,4 +384,5 @@ def test_without_hypothesis_the_message_says_what_to_install():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    assert done.stdout == "mbsim.extra.hypothesis needs Hypothesis: pip install 'mbsim[testing]'\n"
+    remedy = "pip install 'microbatch-clipping[testing]'"
+    assert done.stdout == f"mbsim.extra.hypothesis needs Hypothesis: {remedy}\n"

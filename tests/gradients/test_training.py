@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from scipy.special import log_softmax
+from softmax import per_example_gradients
 
 from mbsim import clipping
 from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, UnitNorm
@@ -16,8 +17,8 @@ from mbsim.gradients.training import (
     Splits,
     TunedAccuracy,
     accuracy_by_micro_batch_size,
-    canary_geometry,
     digits_splits,
+    dragger_geometry,
     train,
 )
 from mbsim.methods import SGD, MicroBatchClipping
@@ -41,17 +42,6 @@ def some(data, splits=slice(None), **changes):
     fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     fields = {name: f[splits] if name != "classes" else f for name, f in fields.items()}
     return Splits(**{**fields, **changes})
-
-
-def per_example_gradients(weights, inputs, labels):
-    """Explicit gradients [B, K·D] of one split: one outer product after another."""
-    gradients = []
-    for x, y in zip(inputs, labels, strict=True):
-        log_p = log_softmax(weights @ x)
-        residual = np.exp(log_p)
-        residual[y] = np.expm1(log_p[y])  # p_y − 1 without losing digits
-        gradients.append(np.outer(residual, x).ravel())
-    return np.array(gradients)
 
 
 # ------------------------------------------------------------------ the step is Algorithm 1
@@ -359,13 +349,17 @@ def test_a_step_size_at_the_end_of_the_grid_is_told():
 # ------------------------------------------------------------------ canaries as draggers
 
 
-def test_canary_geometry_against_least_squares(data, trained):
-    found = canary_geometry(data, trained, benign_examples=30)
+def gradients_of(data, weights, split):
+    return per_example_gradients(weights[split], data.train_inputs[split], data.train_labels[split])
+
+
+def test_dragger_geometry_against_least_squares(data, trained):
     for split in range(3):
-        gradients = per_example_gradients(
-            trained[split], data.train_inputs[split], data.train_labels[split]
-        )
-        is_canary = data.canary[split]
+        gradients, is_canary = gradients_of(data, trained, split), data.canary[split]
+        found = dragger_geometry(gradients, is_canary)
+        # The first 30 benign gradients and the canaries.
+        few = np.append(np.flatnonzero(~is_canary)[:30], np.flatnonzero(is_canary))
+        spanned = dragger_geometry(gradients[few], is_canary[few])
         benign, canaries = gradients[~is_canary], gradients[is_canary]
         mean = benign.mean(axis=0)
         cosines = [g @ mean / np.sqrt((g @ g) * (mean @ mean)) for g in canaries]
@@ -374,12 +368,11 @@ def test_canary_geometry_against_least_squares(data, trained):
         share = 1 - np.sum(rest**2) / np.sum(canaries**2)
         ratio = np.sqrt(np.mean(np.sum(canaries**2, 1)) / np.mean(np.sum(benign**2, 1)))
         # Rounding, magnified by the condition of 30 benign gradients (below 1e3).
-        assert found.cosine_mean[split] == pytest.approx(np.mean(cosines), abs=1e-12)
-        assert found.cosine_sd[split] == pytest.approx(np.std(cosines), rel=1e-10)
-        assert found.energy_in_span[split] == pytest.approx(share, rel=1e-9)
-        assert found.norm_ratio[split] == pytest.approx(ratio, rel=1e-12)
-    assert found.span_rank.tolist() == [30, 30, 30]
-    assert found.dimension == 585
+        assert found.cosine_mean == pytest.approx(np.mean(cosines), abs=1e-12)
+        assert found.cosine_sd == pytest.approx(np.std(cosines), rel=1e-10)
+        assert spanned.energy_in_span == pytest.approx(share, rel=1e-9)
+        assert found.norm_ratio == pytest.approx(ratio, rel=1e-12)
+        assert spanned.span_rank == 30
 
 
 def test_canaries_with_inputs_of_their_own_are_orthogonal_and_copies_lie_in_the_span(data, trained):
@@ -387,13 +380,15 @@ def test_canaries_with_inputs_of_their_own_are_orthogonal_and_copies_lie_in_the_
     inputs[:, :, -1] = 0
     inputs[~data.canary] *= np.arange(65) < 32
     inputs[data.canary] *= np.arange(65) >= 32
-    apart = canary_geometry(some(data, train_inputs=inputs), trained)
-    assert np.abs(apart.cosine_mean).max() < 1e-12  # rounding in sums of exact zeros: none
-    assert apart.energy_in_span.max() < 1e-12
-    inputs, labels = data.train_inputs.copy(), data.train_labels.copy()
-    inputs[:, -89:], labels[:, -89:] = inputs[:, :89], labels[:, :89]
-    copies = canary_geometry(some(data, train_inputs=inputs, train_labels=labels), trained)
-    np.testing.assert_allclose(copies.energy_in_span, 1, rtol=1e-9)  # rounding in the basis
+    for split in range(3):
+        gradients = gradients_of(some(data, train_inputs=inputs), trained, split)
+        apart = dragger_geometry(gradients, data.canary[split])
+        assert abs(apart.cosine_mean) < 1e-12  # rounding in sums of exact zeros: none
+        assert apart.energy_in_span < 1e-12
+        copies = gradients_of(data, trained, split)
+        copies[-89:] = copies[:89]
+        inside = dragger_geometry(copies, data.canary[split])
+        assert inside.energy_in_span == pytest.approx(1, rel=1e-9)  # rounding in the basis
 
 
 # ------------------------------------------------------------------ bad input
@@ -430,12 +425,10 @@ def test_canaries_with_inputs_of_their_own_are_orthogonal_and_copies_lie_in_the_
         (lambda d: table(d, step_sizes=[-1.0, 1.0, 4.0]), "step_size=-1.0 must be above 0"),
         (lambda d: table(d, rule="smallest"), "rule='smallest' must be a clipping rule"),
         (lambda d: tuned([[[1.0] * 3] * 2] * 2).difference(8, 64), "size=8 must be one of the"),
-        (lambda d: canary_geometry(d, np.zeros((3, 10, 64))), "weights has shape (3, 10, 64)"),
-        (lambda d: canary_geometry(d, np.full((3, 10, 65), np.nan)), "weights must be finite"),
-        (
-            lambda d: canary_geometry(some(d, canary=~d.canary & False), np.zeros((3, 10, 65))),
-            "data must have canaries",
-        ),
+        (lambda d: dragger_geometry(np.ones((2, 2)), [True]), "is_dragger must have one entry"),
+        (lambda d: dragger_geometry(np.full((2, 2), np.nan), [0, 1]), "gradients must be finite"),
+        (lambda d: dragger_geometry(np.ones((2, 2)), [0, 0]), "True and False among them"),
+        (lambda d: dragger_geometry(np.ones((2, 2)), [1, 1]), "True and False among them"),
         (lambda d: some(d, train_labels=d.train_labels + 1), "train_labels must be integers from"),
         (lambda d: some(d, test_labels=d.test_labels + 0.5), "test_labels must be integers from"),
         (lambda d: some(d, test_labels=d.test_labels[:2]), "test_labels has axes of length"),
@@ -465,3 +458,10 @@ def table(data, **changes):
 def test_scikit_learn_is_imported_where_it_is_needed():
     program = "import sys, mbsim.gradients.training; sys.exit('sklearn' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ModuleNotFoundError, match=r"'microbatch-clipping\[data\]'") as caught:
+        digits_splits(1, rng=0)
+    assert caught.value.name == "sklearn"
