@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mbsim import clipping, errors, testing, theory
     from mbsim._shared.version import __version__
     from mbsim.checking.check import check
+    from mbsim.checking.formulas import check_bound
     from mbsim.choosing.compare import compare
     from mbsim.choosing.sweet_spot import phase_diagram, sweet_spot
     from mbsim.choosing.tuning import simulate
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from mbsim.problems.draggers import Draggers
     from mbsim.problems.problem import Problem
     from mbsim.simulation.run import Run, draw_updates
-    from mbsim.study.bounds_hold import check_bound
     from mbsim.study.report import reproduce
     from mbsim.verdicts import Verdict
 
@@ -45,7 +45,7 @@ _HOMES = {
     "Verdict": "mbsim.verdicts",
     "__version__": "mbsim._shared.version",
     "check": "mbsim.checking.check",
-    "check_bound": "mbsim.study.bounds_hold",
+    "check_bound": "mbsim.checking.formulas",
     "compare": "mbsim.choosing.compare",
     "draw_updates": "mbsim.simulation.run",
     "drift": "mbsim.drifts.drift",

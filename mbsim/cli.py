@@ -213,7 +213,7 @@ def check_bound(
     json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
     """Hold your own formula for the mean of |gradient|^2 over a run against simulation."""
-    from mbsim.study.bounds_hold import check_bound as check
+    from mbsim.checking.formulas import check_bound as check
     from mbsim.study.report import to_json
 
     verdict = check(

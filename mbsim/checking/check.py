@@ -36,12 +36,12 @@ from mbsim.theory.formula import as_text
 from mbsim.theory.quantities import QUANTITIES
 from mbsim.verdicts import Comparison, Refusal, Verdict
 
-__all__ = ["Examination", "check", "settings_of"]
+__all__ = ["NEAR", "Examination", "check", "settings_of"]
 
 Array = NDArray[np.float64]
 
 # An estimate claims no inequality; it is good if it is right to a tenth.
-_NEAR = 0.1
+NEAR = 0.1
 # At how many gradient norms, over those visited, and on how many micro-batches things are measured.
 _NORMS, _DRAWS = 24, 2**14
 
@@ -313,7 +313,7 @@ def _comparison(bound: Bound | Certificate, left: Interval, right: float) -> Com
     subject = bound.subject if isinstance(bound, Bound) else Subject.GRADIENT
     what = subject.sentence
     if bound.kind == "estimate":
-        near = (right - _NEAR * abs(right), right + _NEAR * abs(right))
+        near = (right - NEAR * abs(right), right + NEAR * abs(right))
         return Comparison(what=what, measured=left, relation="within", limit=near)
     relation = {"upper bound": "below", "lower bound": "above"}[bound.kind]
     return Comparison(what=what, measured=left, relation=relation, limit=right)
