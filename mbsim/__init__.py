@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from mbsim.checking.check import check
     from mbsim.checking.formulas import check_bound
     from mbsim.choosing.compare import compare
-    from mbsim.choosing.sweet_spot import phase_diagram, sweet_spot
+    from mbsim.choosing.phase_diagram import phase_diagram
+    from mbsim.choosing.sweet_spot import sweet_spot
     from mbsim.choosing.tuning import simulate
     from mbsim.drifts.drift import Drift, drift
     from mbsim.errors import InvalidArgument
@@ -49,7 +50,7 @@ _HOMES = {
     "compare": "mbsim.choosing.compare",
     "draw_updates": "mbsim.simulation.run",
     "drift": "mbsim.drifts.drift",
-    "phase_diagram": "mbsim.choosing.sweet_spot",
+    "phase_diagram": "mbsim.choosing.phase_diagram",
     "reproduce": "mbsim.study.report",
     "simulate": "mbsim.choosing.tuning",
     "sweet_spot": "mbsim.choosing.sweet_spot",

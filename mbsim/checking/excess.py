@@ -9,7 +9,7 @@ a tenth.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,14 +24,13 @@ from mbsim.problems.setting import Setting
 from mbsim.simulation.run import Run
 from mbsim.statistics import Interval
 from mbsim.theory.bound import Bound
-from mbsim.verdicts import INCONCLUSIVE, REFUTED, Comparison, Refusal, Verdict
+from mbsim.verdicts import REFUTED, Comparison, Refusal, Verdict
 
 __all__ = [
     "EACH",
     "RESOLVED",
     "excess",
     "excess_on_run",
-    "hold",
     "nearest",
     "over_all",
     "shifted",
@@ -41,14 +40,10 @@ __all__ = [
 
 # The rate of one comparison, of which there are some hundreds; the excess that would be seen.
 EACH, RESOLVED = 1e-6, 0.05
-# Where the replicates leave a side open, so many times as many are drawn anew, and decide.
-_MORE = 16
 
 
-def simulated(
-    setting: Setting, number: int, rng: int, replicates: int, *, second: bool = False
-) -> Run:
-    """A setting's run; a second time from a stream of its own."""
+def simulated(setting: Setting, number: int, rng: int, replicates: int, *, look: int = 0) -> Run:
+    """A setting's run; every look has a stream of its own."""
     return simulate(
         setting.problem,
         setting.method,
@@ -56,30 +51,8 @@ def simulated(
         step_size=setting.step_size,
         steps=setting.steps,
         replicates=replicates,
-        rng=child(SeedSequence(rng), "family runs", number, int(second)),
+        rng=child(SeedSequence(rng), "family runs", number, look),
     )
-
-
-def hold(
-    run: Run,
-    number: int,
-    by: Callable[[Examination], Sequence[Verdict]],
-    again: Callable[[int], Run] | None = None,
-) -> list[Verdict]:
-    """What some bounds come to on one problem.
-
-    Args:
-        run: the run of the problem.
-        number: which problem it is: the seed of what is measured.
-        by: holds them against a run.
-        again: simulates the problem anew with so many replicates, where too few leave a bound open.
-    """
-    held = list(by(Examination(run=run, rng=number)))
-    if again and any(one.status == INCONCLUSIVE for one in held):
-        better = by(Examination(run=again(_MORE * run.replicates), rng=number))
-        pairs = zip(held, better, strict=True)
-        held = [new if old.status == INCONCLUSIVE else old for old, new in pairs]
-    return held
 
 
 def excess(name: str, problem: int, measured: Interval, kind: str = "", **details: Any) -> Verdict:
@@ -164,14 +137,14 @@ def over_all(held: Sequence[Verdict], *, looks: int = 0) -> Comparison | None:
 
     Args:
         held: the bound on one problem each.
-        looks: how many problems there might have been, if it was looked on the way.
+        looks: how many intervals there might have been; two for each problem, unless told.
     """
     worst = nearest(held)
     if worst is None:
         return None
     (comparison,), applied = worst.comparisons, sum(bool(one.comparisons) for one in held)
     what = f"{comparison.what}, the nearest of {applied}"
-    rate = 2 * EACH * max(looks, applied)  # that any of them misses, in either run
+    rate = EACH * (looks or 2 * applied)  # that any of them misses
     return replace(
         comparison, what=what, measured=replace(comparison.measured, false_positive_rate=rate)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,8 +11,8 @@ import numpy as np
 import sympy
 
 from mbsim._shared.progress import progress
-from mbsim.checking.check import NEAR
-from mbsim.checking.excess import RESOLVED, excess_on_run, hold, nearest, over_all, simulated, slack
+from mbsim.checking.check import NEAR, Examination
+from mbsim.checking.excess import RESOLVED, excess_on_run, over_all, simulated, slack
 from mbsim.checking.family import drawn, setting_of
 from mbsim.choosing.tuning import step_size_for
 from mbsim.errors import InvalidArgument, check_integer, shown
@@ -21,12 +20,14 @@ from mbsim.problems.setting import Setting
 from mbsim.theory.bound import Bound, Condition, formula_bound
 from mbsim.theory.parser import parse_formula
 from mbsim.theory.quantities import QUANTITIES, SETTINGS
-from mbsim.verdicts import REFUTED, Verdict
+from mbsim.verdicts import INCONCLUSIVE, REFUTED, SUPPORTED, Verdict
 
 __all__ = ["check_bound"]
 
 _KINDS = {"upper": "upper bound", "lower": "lower bound", "estimate": "estimate"}
-_REPLICATES = 128
+# Replicates of a problem; where they leave it open more are drawn anew, as many as should decide,
+# but not more numbers than this; so often in all.
+_REPLICATES, _MOST_DRAWN, _LOOKS = 128, 2**27, 3
 # How often the number of problems is doubled at most; no doubling follows one in which the formula
 # came nearer to being broken by no more than this share.
 _DOUBLINGS, _NO_NEARER = 2, 0.05
@@ -78,7 +79,7 @@ def check_bound(
     """
     if not isinstance(kind, str) or kind not in _KINDS:
         raise InvalidArgument(f"kind={shown(kind)} must be one of {', '.join(_KINDS)}")
-    first = check_integer("problems", problems, minimum=1)
+    problems = check_integer("problems", problems, minimum=1)
     seed = check_integer("rng", rng, minimum=0)
     bound = formula_bound(formula, kind=_KINDS[kind])
     tuned = "step_size" not in bound.names
@@ -92,41 +93,54 @@ def check_bound(
     if about not in ("both", "SGD", "clipping"):
         raise InvalidArgument(f"method={shown(method)} must be 'both', 'SGD' or 'clipping'")
 
-    numbers: list[dict[str, float]] = []
-    held: list[Verdict] = []
-    most, seen, stable = first * 2**_DOUBLINGS, 0.0, False
-    with progress(most, "holding the formula against simulation") as bar:
-        for number in range(most):
-            worst = nearest(held) if number >= first and number % 2 else None
-            near = numbers[worst.details["problem"]] if worst else None
-            numbers.append(drawn(number, rng=seed, near=near))
-            sgd = about == "SGD" or (about == "both" and number % 4 == 3)
-            setting = setting_of(numbers[-1], sgd=sgd)
-            held.append(_held(bound, setting, number, seed, tuned=tuned))
-            bar.update(number + 1)
-            if number + 1 in (first, 2 * first, most):
-                before, seen = seen, _seen(held, bound.kind)
-                stable = number >= first and abs(seen - before) <= _NO_NEARER * before
-                if stable or any(one.status == REFUTED for one in held):
-                    break
-    decisive = over_all(held, looks=most)
+    held, stable = _search(bound, about, problems, seed, tuned=tuned)
+    worst = over_all(held, looks=_LOOKS * problems * 2**_DOUBLINGS)
     steps = "each problem with its tuned step size" if tuned else "step sizes of the family"
-    power = _power(held, bound.kind, stable=stable)
+    power = {**_power(held, bound.kind), "stable": stable}
     return Verdict(
         claim="check-bound",
         statement=f"{bound}, for {about}, on {len(held)} problems, {steps}",
-        comparisons=(decisive,) if decisive else (),
-        not_applicable="" if decisive else f"it applies to no problem: {held[0].not_applicable}",
+        comparisons=(worst,) if worst else (),
+        not_applicable="" if worst else f"it applies to no problem: {held[0].not_applicable}",
         seed=seed,
-        power=_in_words(power, bound.kind, len(held))
-        if decisive and decisive.status != REFUTED
-        else "",
+        power=_in_words(power, bound.kind) if worst and worst.status != REFUTED else "",
         details={"rows": [one.details["row"] for one in held], **slack(held), "power": power},
     )
 
 
-def _held(bound: Bound, setting: Setting, number: int, seed: int, *, tuned: bool) -> Verdict:
-    """The formula on one problem; `details` has the problem as a row of plain data."""
+def _search(
+    bound: Bound, about: str, first: int, seed: int, *, tuned: bool
+) -> tuple[list[Verdict], bool]:
+    """The formula on each problem drawn; and whether the last ones brought it no nearer."""
+    numbers: list[dict[str, float]] = []
+    held: list[Verdict] = []
+    rounds = [first * 2**doubling for doubling in range(_DOUBLINGS + 1)]
+    seen, stable = 0.0, False
+    with progress(rounds[-1], "holding the formula against simulation") as bar:
+        for number in range(rounds[-1]):
+            closest = _tightest(held) if number >= first and number % 2 else None
+            near = numbers[closest.details["row"]["problem"]] if closest else None
+            numbers.append(drawn(number, rng=seed, near=near))
+            sgd = about == "SGD" or (about == "both" and number % 4 == 3)
+            setting = setting_of(numbers[-1], sgd=sgd)
+            decided = any(one.status == REFUTED for one in held)
+            held.append(_held(bound, setting, number, seed, tuned=tuned, decided=decided))
+            bar.update(number + 1)
+            if number + 1 in rounds and (worst := over_all(held)):
+                before, seen = seen, _factor(held, bound.kind)
+                stable = number >= first and abs(seen - before) <= _NO_NEARER * before
+                if worst.status == REFUTED or (stable and worst.status == SUPPORTED):
+                    break
+    return held, stable
+
+
+def _held(
+    bound: Bound, setting: Setting, number: int, seed: int, *, tuned: bool, decided: bool
+) -> Verdict:
+    """The formula on one problem; `details` has the problem as a row of plain data.
+
+    If it is `decided` elsewhere, it may stay open here.
+    """
     try:
         if tuned:
             step_size = step_size_for(
@@ -137,9 +151,13 @@ def _held(bound: Bound, setting: Setting, number: int, seed: int, *, tuned: bool
                 steps=setting.steps,
             )
             setting = replace(setting, step_size=step_size)
-        again = functools.partial(simulated, setting, number, seed, second=True)
-        run = simulated(setting, number, seed, _REPLICATES)
-        (one,) = hold(run, number, lambda x: [excess_on_run(x, bound, bound.name)], again)
+        replicates = _REPLICATES
+        for look in range(_LOOKS):
+            run = simulated(setting, number, seed, replicates, look=look)
+            one = excess_on_run(Examination(run=run, rng=number), bound, bound.name)
+            if one.status != INCONCLUSIVE or decided:
+                break
+            replicates = _enough(one, setting, replicates)
     except InvalidArgument as reason:  # no step size is best, or the formula is not finite there
         one = Verdict(
             claim=bound.name,
@@ -163,19 +181,44 @@ def _held(bound: Bound, setting: Setting, number: int, seed: int, *, tuned: bool
     return replace(one, details={**one.details, "row": row})
 
 
-def _seen(held: Sequence[Verdict], kind: str) -> float:
+def _enough(one: Verdict, setting: Setting, replicates: int) -> int:
+    """Replicates that should decide where so many left it open.
+
+    As many as make the interval 0.6 times as long as its distance from the limit, taken between
+    5 % (a bound that is an equality) and 10 % (for the first estimate may be off).
+    """
+    (comparison,) = one.comparisons
+    limits = comparison.limit if isinstance(comparison.limit, tuple) else (comparison.limit,)
+    measured = comparison.measured
+    room = min(abs(measured.estimate - limit) for limit in limits)
+    allowed = 0.6 * min(max(room, RESOLVED), 2 * RESOLVED)
+    wanted = ((measured.high - measured.low) / 2 / allowed) ** 2
+    m = setting.method.micro_batches(setting.batch_size)
+    most = _MOST_DRAWN // (setting.steps * (setting.problem.dimension + m))
+    return max(4 * _REPLICATES, min(math.ceil(wanted * replicates), most))
+
+
+def _tightest(held: Sequence[Verdict]) -> Verdict | None:
+    """Where the formula surely has least room."""
+    applied = (one for one in held if one.comparisons)
+    return max(applied, key=lambda one: one.comparisons[0].measured.low, default=None)
+
+
+def _factor(held: Sequence[Verdict], kind: str) -> float:
     """The factor by which the right side could be multiplied and just be refuted somewhere.
 
-    The largest one, of a lower bound the smallest; if the bound applies nowhere, 0 or infinity.
+    The largest one; of a lower bound the smallest. If it applies nowhere, 0 or infinity.
     """
-    measured = [one.comparisons[0].measured for one in held if one.comparisons]
+    tightest = _tightest(held)
+    if tightest is None:
+        return math.inf if kind == "lower bound" else 0.0
+    least = tightest.comparisons[0].measured.low
     if kind == "lower bound":
-        return min(((1 - x.low) / (1 - RESOLVED) for x in measured), default=math.inf)
-    tolerance = NEAR if kind == "estimate" else RESOLVED
-    return max([0.0, *((1 + x.low) / (1 + tolerance) for x in measured)])
+        return (1 - least) / (1 - RESOLVED)
+    return max(0.0, (1 + least) / (1 + (NEAR if kind == "estimate" else RESOLVED)))
 
 
-def _power(held: Sequence[Verdict], kind: str, *, stable: bool) -> dict[str, Any]:
+def _power(held: Sequence[Verdict], kind: str) -> dict[str, Any]:
     """What would have been seen, over all problems and where each quantity is small or large."""
     applied = [one for one in held if one.comparisons]
     found: dict[str, dict[str, Any]] = {}
@@ -187,13 +230,16 @@ def _power(held: Sequence[Verdict], kind: str, *, stable: bool) -> dict[str, Any
         if small and large:
             found[letter] = {
                 "range": [min(values), max(values)],
-                "factor_where_small": _seen(small, kind),
-                "factor_where_large": _seen(large, kind),
+                "factor_where_small": _factor(small, kind),
+                "factor_where_large": _factor(large, kind),
             }
-    return {"factor": _seen(held, kind), "stable": stable, "by_quantity": found}
+    return {
+        "factor": _factor(held, kind),
+        "by_quantity": found,
+    }
 
 
-def _in_words(power: dict[str, Any], kind: str, problems: int) -> str:
+def _in_words(power: dict[str, Any], kind: str) -> str:
     halves = [
         (found[f"factor_where_{half}"], f"{letter} is {half}")
         for letter, found in power["by_quantity"].items()
@@ -202,7 +248,7 @@ def _in_words(power: dict[str, Any], kind: str, problems: int) -> str:
     least, where = (max if kind == "lower bound" else min)(halves, default=(math.nan, ""))
     text = f"a right side {power['factor']:.3g} times as large would have been refuted"
     if where:
-        text += f", where {where} one {least:.3g} times as large"
+        text += f" (where {where}, one {least:.3g} times as large)"
     if power["stable"]:
         return f"{text}; more problems brought it no nearer"
-    return f"{text}; {problems} problems are the most drawn, and the last brought it nearer still"
+    return f"{text}; the last problems brought it nearer still, and no more are drawn"

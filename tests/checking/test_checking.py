@@ -12,8 +12,8 @@ from mbsim import theory
 from mbsim.checking.assumptions import measure_assumptions
 from mbsim.checking.check import Examination, settings_of
 from mbsim.checking.family import family
-from mbsim.errors import InvalidArgument
 from mbsim.checking.formulas import check_bound
+from mbsim.errors import InvalidArgument
 from mbsim.study.bounds_hold import bounds_hold
 from mbsim.theory import formula_bound
 
