@@ -129,20 +129,19 @@ def parts_of(examples: Array, is_dragger: NDArray[np.bool_], target: Array) -> P
     >>> found.noise_along, found.dragger_length
     (array([ 0.5, -0.5]), array([5.]))
     """
-    norm = float(np.linalg.norm(target))
+    norm = float(_lengths(target[None])[0])
     direction = target / norm if norm else np.eye(target.size)[0]
     noise, draggers = examples[~is_dragger] - target, examples[is_dragger]
     along = np.einsum("ij,j->i", draggers, direction)
     across = draggers - np.multiply.outer(along, direction)
     lengths = _lengths(across)
-    inner = np.abs(np.einsum("ik,jk->ij", draggers[:200], noise[:200]))
-    sizes = np.multiply.outer(_lengths(draggers[:200]), _lengths(noise[:200]))
+    some = [_ratio(x[:200], _lengths(x[:200])[:, None]) for x in (draggers, noise)]
     return Parts(
         target_norm=norm,
         is_dragger=is_dragger.ravel().astype(float),
         noise_along=np.einsum("ij,j->i", noise, direction),
         noise_length=_lengths(noise),
-        noise_cosine=float(_ratio(inner, sizes).max(initial=0.0)),
+        noise_cosine=float(np.abs(np.einsum("ik,jk->ij", *some)).max(initial=0.0)),
         dragger_cosine=_ratio(np.abs(along), _lengths(draggers)),
         dragger_length=lengths,
         pair_cosine=_pair_cosines(_ratio(across, lengths[:, None]), is_dragger),

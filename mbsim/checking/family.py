@@ -128,8 +128,9 @@ PARTS: dict[str, dict[str, _Range]] = {
     "draggers together": {
         "probability": (0.1, 0.3),
         "norm_ratio": (5, 30),
-        "coherence": (1, 1),
+        "coherence": (0.2, 1),
         "batch_size": (64, 64),
+        "pace": (0.05, 0.3),
         "start": (0.01, 0.03),
     },
     "mostly draggers": {"probability": (0.5, 0.8), "norm_ratio": (0.3, 3), "time": (2, 6)},
@@ -139,7 +140,14 @@ PARTS: dict[str, dict[str, _Range]] = {
         "norm_ratio": (0.3, 60),
         "time": (8, 16),
     },
-    "small batches": {"batch_size": (1, 2), "start": (0.01, 3)},
+    "small batches": {
+        "batch_size": (1, 2),
+        "probability": (0.2, 0.6),
+        "norm_ratio": (0.3, 3),
+        "start": (0.01, 3),
+        "pace": (0.2, 0.6),
+        "time": (8, 16),
+    },
     "nothing": {},
 }
 
@@ -147,8 +155,8 @@ PARTS: dict[str, dict[str, _Range]] = {
 def drawn(number: int, *, rng: int, near: Mapping[str, float] | None = None) -> dict[str, float]:
     """The numbers of one problem, of which :func:`setting_of` makes a setting.
 
-    Every quantity of the model varies: L and σ in [0.1, 10], p in [0, 0.8], c in [0.3, 60], γ of 0,
-    0.3 and 1, B of 1, 2, 8 and 64, b from 1 to B, ηL in [0.02, 0.8], ηLTq in [2, 16], a start where
+    Every quantity of the model varies: L and σ in [0.1, 10], p in [0, 0.8], c in [0.3, 60], γ in
+    [0, 1], B of 1, 2, 8 and 64, b from 1 to B, ηL in [0.02, 0.8], ηLTq in [2, 16], a start where
     ‖∇L‖/σ is in [0.01, 300], d of 16 and 32, n from 1 to d − 3, six noise laws, four kinds of
     losses. In turn, by `number`, one part of :data:`PARTS` outweighs the others: each is met in any
     eight problems running, with b = 1, b = B and b between them in any 24.

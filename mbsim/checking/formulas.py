@@ -141,7 +141,9 @@ def _held(
 
     If it is `decided` elsewhere, it may stay open here.
     """
+    quantities: dict[str, Any] = setting.quantities()
     try:
+        bound.evaluate(**{name: quantities[name] for name in bound.names})
         if tuned:
             step_size = step_size_for(
                 setting.problem,
@@ -158,7 +160,7 @@ def _held(
             if one.status != INCONCLUSIVE or decided:
                 break
             replicates = _enough(one, setting, replicates)
-    except InvalidArgument as reason:  # no step size is best, or the formula is not finite there
+    except InvalidArgument as reason:  # the formula is not finite there, or no step size is best
         one = Verdict(
             claim=bound.name,
             statement=str(bound),
@@ -166,7 +168,7 @@ def _held(
             seed=number,
             not_applicable=str(reason),
         )
-    quantities = setting.quantities()
+    quantities = setting.quantities()  # with the step size that it ran with
     row = {
         "problem": number,
         "loss": str(setting.problem.loss),
