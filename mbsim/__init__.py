@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from mbsim import theory as theory
     from mbsim._shared.version import __version__ as __version__
     from mbsim.checking.check import check as check
+    from mbsim.checking.formulas import check_bound as check_bound
     from mbsim.choosing.compare import compare as compare
-    from mbsim.choosing.sweet_spot import phase_diagram as phase_diagram
+    from mbsim.choosing.phase_diagram import phase_diagram as phase_diagram
     from mbsim.choosing.sweet_spot import sweet_spot as sweet_spot
     from mbsim.choosing.tuning import simulate as simulate
     from mbsim.drifts.drift import Drift as Drift
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from mbsim.problems.problem import Problem as Problem
     from mbsim.simulation.run import Run as Run
     from mbsim.simulation.run import draw_updates as draw_updates
-    from mbsim.study.bounds_hold import check_bound as check_bound
     from mbsim.study.report import reproduce as reproduce
     from mbsim.verdicts import Verdict as Verdict
 
@@ -55,11 +55,11 @@ _HOMES = {
     "Verdict": "mbsim.verdicts",
     "__version__": "mbsim._shared.version",
     "check": "mbsim.checking.check",
-    "check_bound": "mbsim.study.bounds_hold",
+    "check_bound": "mbsim.checking.formulas",
     "compare": "mbsim.choosing.compare",
     "draw_updates": "mbsim.simulation.run",
     "drift": "mbsim.drifts.drift",
-    "phase_diagram": "mbsim.choosing.sweet_spot",
+    "phase_diagram": "mbsim.choosing.phase_diagram",
     "reproduce": "mbsim.study.report",
     "simulate": "mbsim.choosing.tuning",
     "sweet_spot": "mbsim.choosing.sweet_spot",

@@ -212,7 +212,7 @@ def check_bound(
     json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
     """Hold your own formula for the mean of |gradient|^2 over a run against simulation."""
-    from mbsim.study.bounds_hold import check_bound as check
+    from mbsim.checking.formulas import check_bound as check
 
     verdict = check(
         formula, kind=kind, method=method, largest_step=largest_step, problems=problems, rng=seed

@@ -90,6 +90,7 @@ class Verdict:
             refutes it.
         seed: what the randomness came from.
         not_applicable: why the claim does not apply (an assumption was measured false), or "".
+        power: what would have been seen, in words, or "".
         details: further numbers, as plain data.
 
     >>> from mbsim import statistics
@@ -106,6 +107,7 @@ class Verdict:
     comparisons: tuple[Comparison, ...]
     seed: Any
     not_applicable: str = ""
+    power: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -158,6 +160,7 @@ class Verdict:
                 }
                 for c in self.comparisons
             ],
+            **({"power": self.power} if self.power else {}),
             "seed": self.seed,
             "details": dict(self.details),
         }
@@ -166,7 +169,8 @@ class Verdict:
         head = f"{self.claim}: {self.status}\n  {self.statement}"
         if self.not_applicable:
             return f"{head}\n  {self.not_applicable}"
-        return "\n".join([head, *(f"  {c}" for c in self.comparisons)])
+        power = [f"  power: {self.power}"] if self.power else []
+        return "\n".join([head, *(f"  {c}" for c in self.comparisons), *power])
 
     __repr__ = __str__
 

@@ -90,6 +90,15 @@ def test_table1_in_symbols_and_in_numbers(run):
     assert row["bound"] == pytest.approx(0.2139720394736842, rel=1e-12)
 
 
+def test_a_formula_is_held_against_problems_and_the_power_is_printed(run):
+    code, out, err = run(
+        "check-bound", "100*(Delta/(q*eta*T) + sigma**2*(1 + c**2))", "--problems", "2"
+    )
+    assert (code, err) == (0, "")
+    assert "check-bound: supported" in out
+    assert "power: a right side" in out
+
+
 @pytest.fixture
 def fake_report(monkeypatch):
     """A report that takes no time, whose statuses are as expected or not."""

@@ -184,8 +184,10 @@ SHOWCASE = (
     "mbsim.verdicts",
     "mbsim.testing",
     "mbsim.extra.hypothesis",
-    "mbsim.choosing.sweet_spot.phase_diagram",
+    "mbsim.checking.formulas",
+    "mbsim.choosing.phase_diagram.phase_diagram",
     "mbsim.choosing.sweet_spot.sweet_spot",
+    "mbsim.choosing.tuning.simulate",
     "mbsim.drifts.drift.drift",
 )
 

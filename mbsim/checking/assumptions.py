@@ -20,6 +20,7 @@ from numpy.random import SFC64, Generator, SeedSequence
 from numpy.typing import NDArray
 
 from mbsim import statistics
+from mbsim._shared.values import value
 from mbsim.clipping import rank_of
 from mbsim.errors import InvalidArgument, check_number, shown
 from mbsim.problems.noise import NoiseLaw, facts_of
@@ -28,7 +29,7 @@ from mbsim.problems.vectors import VectorDraws
 from mbsim.theory import theorems
 from mbsim.verdicts import Comparison
 
-__all__ = ["broken_assumption", "measure_assumptions"]
+__all__ = ["Parts", "broken_assumption", "measure_assumptions", "parts_of", "problem_of"]
 
 Array = NDArray[np.float64]
 
@@ -70,22 +71,105 @@ def measure_assumptions(
     problem = problem_of(run)
     points = _path(run)
     b = run.batch_size // run.method.micro_batches(run.batch_size)
-    gradients = problem.loss.gradient(points)
-    batches = [
-        _Batch.draw(problem, gradient, run.batch_size, SeedSequence(rng, spawn_key=(i,)))
-        for i, gradient in enumerate(gradients)
+    drawn = [
+        (*_examples(problem, gradient, run.batch_size, SeedSequence(rng, spawn_key=(i,))), gradient)
+        for i, gradient in enumerate(problem.loss.gradient(points))
     ]
+    curvature = _curvature(problem, points, run.step_size, [examples for examples, _, _ in drawn])
+    parts = [parts_of(*each) for each in drawn]
     return (
         _exactly("A1: loss above its lower bound, least on the run", "above", *_gap(run, points)),
         _exactly(
             "A2: curvature between start, ends and points between over L, largest",
             "below",
-            _curvature(problem, points, run.step_size, batches),
+            curvature,
             1 + _ROUNDING,
         ),
-        *_noise(problem, b, batches, rate, rng),
-        *_draggers(problem, batches, rate),
+        *_noise(problem, b, parts, rate, rng),
+        *_draggers(problem, parts, rate),
     )
+
+
+@value
+class Parts:
+    """What A3 and A4 speak of, measured on examples; see :func:`parts_of`.
+
+    Attributes:
+        target_norm: the length of the target.
+        is_dragger: 1 for a dragger and 0 for a benign example, ``[steps · B]``.
+        noise_along: of every benign example less the target, the component along the target.
+        noise_length: its length.
+        noise_cosine: the largest |cosine| of it and a dragger, of 200 of each.
+        dragger_cosine: |cosine| of every dragger and the target.
+        dragger_length: its length across the target.
+        pair_cosine: of every step with two draggers or more, the mean cosine, across the target, of
+            the first and another.
+    """
+
+    target_norm: float
+    is_dragger: Array
+    noise_along: Array
+    noise_length: Array
+    noise_cosine: float
+    dragger_cosine: Array
+    dragger_length: Array
+    pair_cosine: Array
+
+
+def parts_of(examples: Array, is_dragger: NDArray[np.bool_], target: Array) -> Parts:
+    """Split examples into noise and draggers and measure both, against a target gradient.
+
+    Args:
+        examples: gradients, ``[steps, B, d]``.
+        is_dragger: which of them are draggers, ``[steps, B]``.
+        target: the gradient that benign examples have on average, ``[d]``.
+
+    >>> examples = np.array([[[1.5, 0.0, 0.0], [0.5, 0.0, 0.0], [0.0, 3.0, 4.0]]])
+    >>> found = parts_of(examples, np.array([[False, False, True]]), np.array([1.0, 0.0, 0.0]))
+    >>> found.noise_along, found.dragger_length
+    (array([ 0.5, -0.5]), array([5.]))
+    """
+    norm = float(_lengths(target[None])[0])
+    direction = target / norm if norm else np.eye(target.size)[0]
+    noise, draggers = examples[~is_dragger] - target, examples[is_dragger]
+    along = np.einsum("ij,j->i", draggers, direction)
+    across = draggers - np.multiply.outer(along, direction)
+    lengths = _lengths(across)
+    some = [_ratio(x[:200], _lengths(x[:200])[:, None]) for x in (draggers, noise)]
+    return Parts(
+        target_norm=norm,
+        is_dragger=is_dragger.ravel().astype(float),
+        noise_along=np.einsum("ij,j->i", noise, direction),
+        noise_length=_lengths(noise),
+        noise_cosine=float(np.abs(np.einsum("ik,jk->ij", *some)).max(initial=0.0)),
+        dragger_cosine=_ratio(np.abs(along), _lengths(draggers)),
+        dragger_length=lengths,
+        pair_cosine=_pair_cosines(_ratio(across, lengths[:, None]), is_dragger),
+    )
+
+
+def _pair_cosines(unit: Array, is_dragger: NDArray[np.bool_]) -> Array:
+    """For each step with two draggers or more, the mean cosine of the first with the others."""
+    counts = is_dragger.sum(axis=1)
+    firsts = np.cumsum(counts) - counts  # where the draggers of each step begin
+    counts, firsts = counts[counts > 0], firsts[counts > 0]
+    if not counts.size:
+        return np.zeros(0)
+    cosines = np.einsum("ij,ij->i", unit, np.repeat(unit[firsts], counts, axis=0))
+    others = np.add.reduceat(cosines, firsts) - cosines[firsts]
+    found: Array = others[counts > 1] / (counts[counts > 1] - 1)
+    return found
+
+
+def _lengths(vectors: Array) -> Array:
+    unit = float(np.abs(vectors).max(initial=0.0)) or 1.0  # in which no square overflows
+    scaled = vectors / unit
+    return unit * np.sqrt(np.einsum("ij,ij->i", scaled, scaled))
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    """above/below, with 0 where nothing is divided by."""
+    return np.divide(above, below, out=np.zeros(above.shape), where=below > 0)
 
 
 def problem_of(run: Any) -> Problem:
@@ -136,26 +220,16 @@ def _path(run: Any) -> Array:
     return np.concatenate([start[None], (start + shares * (ends - start))[1:], ends[:1]])
 
 
-class _Batch:
-    """Examples drawn at one point, and the gradient there."""
-
-    def __init__(self, problem: Problem, gradient: Array, examples: Array, mask: Any) -> None:
-        norm = float(np.linalg.norm(gradient))
-        direction = gradient / norm if norm else np.eye(gradient.size)[0]
-        self.gradient, self.grad_norm, self.direction = gradient, norm, direction
-        self.examples, self.is_dragger = examples, mask
-        self.benign = examples[~mask] - gradient
-        self.draggers = examples[mask]
-        self.length = float(problem.draggers.length(np.array(norm), problem.noise.sigma))
-
-    @classmethod
-    def draw(cls, problem: Problem, gradient: Array, batch: int, seed: SeedSequence) -> _Batch:
-        size = min(batch, _EXAMPLES)
-        width = max(2, min(_EXAMPLES, 2**21 // problem.dimension) // size)
-        draws = VectorDraws(
-            problem=problem, batch_size=size, m=size, width=width, rng=Generator(SFC64(seed))
-        )
-        return cls(problem, gradient, *draws.at(np.tile(gradient, (width, 1))))
+def _examples(
+    problem: Problem, gradient: Array, batch: int, seed: SeedSequence
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Examples drawn where the gradient is this, ``[steps, B, d]``, and which are draggers."""
+    size = min(batch, _EXAMPLES)
+    width = max(2, min(_EXAMPLES, 2**21 // problem.dimension) // size)
+    draws = VectorDraws(
+        problem=problem, batch_size=size, m=size, width=width, rng=Generator(SFC64(seed))
+    )
+    return draws.at(np.tile(gradient, (width, 1)))
 
 
 # ---------------------------------------------------------------------------- the measurements
@@ -186,13 +260,13 @@ def _gap(run: Any, points: Array) -> tuple[float, float]:
     return float(seen.min()) - loss.minimum, -_ROUNDING * scale - 1e-300
 
 
-def _curvature(problem: Problem, points: Array, step_size: float, batches: list[_Batch]) -> float:
+def _curvature(problem: Problem, points: Array, step_size: float, examples: list[Array]) -> float:
     """The largest of 2 (L(v) − L(w) − ⟨g(w), v − w⟩)/(L ‖v − w‖²) over pairs of points.
 
     Pairs of points of the path, and of each with where steps of some size lead from it.
     """
     loss = problem.loss
-    steps = [step_size * batch.examples.mean(axis=1)[:4] for batch in batches]
+    steps = [step_size * drawn[:4].mean(axis=1) for drawn in examples]
     moved = [w - step for w, step in zip(points, steps, strict=True)]
     every = np.concatenate([points, *moved])
     values, gradients = loss.value(every), loss.gradient(every)
@@ -212,13 +286,13 @@ def _curvature(problem: Problem, points: Array, step_size: float, batches: list[
 
 
 def _noise(
-    problem: Problem, b: int, batches: list[_Batch], rate: float, rng_seed: int
+    problem: Problem, b: int, parts: list[Parts], rate: float, rng_seed: int
 ) -> tuple[Comparison, ...]:
     sigma = problem.noise.sigma
     if sigma == 0:
         return ()
-    along = np.concatenate([batch.benign @ batch.direction for batch in batches]) / sigma
-    squares = np.concatenate([np.square(b.benign / sigma).sum(axis=1) for b in batches])
+    along = np.concatenate([part.noise_along for part in parts]) / sigma
+    squares = np.square(np.concatenate([part.noise_length for part in parts]) / sigma)
     found = [
         *_about("A3: mean of benign noise along the gradient over σ", along, 0.0, 1.0, rate),
         *_at_most("A3: variance of benign noise over σ²", squares, rate),
@@ -243,72 +317,50 @@ def _at_most(what: str, sample: Array, rate: float) -> tuple[Comparison, ...]:
     return (Comparison(what=what, measured=measured, relation="below", limit=1 + _OFF),)
 
 
-def _draggers(problem: Problem, batches: list[_Batch], rate: float) -> tuple[Comparison, ...]:
-    draggers = problem.draggers
-    masks = np.concatenate([batch.is_dragger.ravel() for batch in batches]).astype(float)
+def _draggers(problem: Problem, parts: list[Parts], rate: float) -> tuple[Comparison, ...]:
+    draggers, sigma = problem.draggers, problem.noise.sigma
+    masks = np.concatenate([part.is_dragger for part in parts])
     # To a fifth: it takes many draws to see few draggers.
     share = 0.2 / _OFF * max(draggers.probability, 0.005)
     found = _about("A4: share of draggers", masks, draggers.probability, share, rate)
-    with_some = [b for b in batches if len(b.draggers) and b.length > 0]
-    if not with_some:
+    supposed = [float(draggers.length(np.array(part.target_norm), sigma)) for part in parts]
+    there = [
+        (part, length)
+        for part, length in zip(parts, supposed, strict=True)
+        if part.dragger_length.size and length > 0
+    ]
+    if not there:
         return found
-    cosines = [np.abs(b.draggers @ b.direction) / _lengths(b.draggers) for b in with_some]
-    # Without noise, what is left of an example is rounding, and has no direction.
-    noise = [_largest_cosine(b.draggers, b.benign) for b in with_some if problem.noise.sigma]
-    # The transverse part has the supposed length; a tilt is caught by the angle.
-    lengths = [_lengths(_across(b.draggers, b.direction)) / b.length for b in with_some]
+    # Without noise, what is left of an example is rounding, and has no direction; of the noise in
+    # an example, rounding of the gradient in it.
+    rounding = max(1e-14 * (part.target_norm + length) for part, length in there)
     return (
         *found,
         _exactly(
             "A4: largest |cos| of a dragger and the gradient",
             "below",
-            float(np.concatenate(cosines).max()),
+            max(float(part.dragger_cosine.max()) for part, _ in there),
             _ROUNDING,
         ),
         _exactly(
             "A4: largest |cos| of a dragger and noise",
             "below",
-            max(noise, default=0.0),
-            max(_ROUNDING + _of_rounding(batch, problem) for batch in with_some),
+            max(part.noise_cosine for part, _ in there) if sigma else 0.0,
+            _ROUNDING + (rounding / sigma if sigma else 0.0),
         ),
-        *_about("A4: length of draggers over c√(r² + σ²)", np.concatenate(lengths), 1, 1, rate),
+        # The transverse part has the supposed length; a tilt is caught by the angle.
+        *_about(
+            "A4: length of draggers over c√(r² + σ²)",
+            np.concatenate([part.dragger_length / length for part, length in there]),
+            1.0,
+            1.0,
+            rate,
+        ),
         *_about(
             "A4: mean cosine of two draggers of one step",
-            np.concatenate([_pair_cosines(b) for b in with_some]),
+            np.concatenate([part.pair_cosine for part, _ in there]),
             draggers.coherence,
             1.0,
             rate,
         ),
     )
-
-
-def _of_rounding(batch: _Batch, problem: Problem) -> float:
-    """What rounding of the gradient in an example may add to the cosine of its noise."""
-    sigma = problem.noise.sigma
-    return 1e-14 * (batch.grad_norm + batch.length) / sigma if sigma else 0.0
-
-
-def _lengths(vectors: Array) -> Array:
-    return np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-
-
-def _across(vectors: Array, direction: Array) -> Array:
-    return vectors - np.multiply.outer(vectors @ direction, direction)
-
-
-def _largest_cosine(draggers: Array, noise: Array) -> float:
-    some, others = draggers[:200], noise[:200]
-    size = np.multiply.outer(_lengths(some), _lengths(others))
-    inner = np.abs(np.einsum("ik,jk->ij", some, others))
-    return float(np.divide(inner, size, out=np.zeros_like(inner), where=size > 0).max(initial=0.0))
-
-
-def _pair_cosines(batch: _Batch) -> Array:
-    """For each step with two draggers or more, the mean cosine of the first with the others."""
-    found = []
-    for examples, mask in zip(batch.examples, batch.is_dragger, strict=True):
-        across = _across(examples[mask], batch.direction)
-        if len(across) > 1:
-            unit = across / _lengths(across)[:, None]
-            found.append(float((unit[1:] @ unit[0]).mean()))
-    return np.array(found)

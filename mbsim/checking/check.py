@@ -36,12 +36,12 @@ from mbsim.theory.formula import as_text
 from mbsim.theory.quantities import QUANTITIES
 from mbsim.verdicts import Comparison, Refusal, Verdict
 
-__all__ = ["Examination", "check", "settings_of"]
+__all__ = ["NEAR", "Examination", "check", "settings_of"]
 
 Array = NDArray[np.float64]
 
 # An estimate claims no inequality; it is good if it is right to a tenth.
-_NEAR = 0.1
+NEAR = 0.1
 # At how many gradient norms, over those visited, and on how many micro-batches things are measured.
 _NORMS, _DRAWS = 24, 2**14
 
@@ -126,41 +126,37 @@ class Examination:
     ) -> Verdict:
         """A bound held against the run; see :func:`check`."""
         rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
-        comparisons: tuple[Comparison, ...] = ()
-        details: dict[str, Any] = {}
         if isinstance(bound, Refusal):
-            return Verdict(
-                claim=bound.of,
-                statement=f"there is a {bound.of}",
-                comparisons=(),
-                seed=self.run.seed,
-                not_applicable=str(bound),
-            )
+            return self._not_applicable(bound.of, f"there is a {bound.of}", str(bound))
         given = self._given(bound, known or {})
-        reason = self._why_not(bound, gate=gate)
-        values: dict[str, float] = {}
-        if not reason:
-            values, reason = self._values(bound, given, rate / 2)
-        if not reason:
-            reason = _out_of_range(bound, values, gate=gate)
-        if not reason:
-            right = float(bound.evaluate(**values))
-            left = replace(self._left(bound, rate / 2), false_positive_rate=rate)
-            comparisons = (_comparison(bound, left, right),)
-            details = {
-                "values": values,
-                "right": right,
-                "slack": right / (comparisons[0].measured.estimate or math.nan),
-                "vacuous": bound.kind == "upper bound"
-                and right >= self.run.problem.initial_grad_norm**2,
-            }
+        values: dict[str, float] | Refusal | None = self._refusal(bound, gate=gate)
+        if values is None:
+            values = self._values(bound, given, rate / 2, gate=gate)
+        if isinstance(values, Refusal):
+            return self._not_applicable(bound.name, str(bound), values.reason)
+        right = float(bound.evaluate(**values))
+        left = replace(self._left(bound, rate / 2), false_positive_rate=rate)
+        least = self.run.problem.initial_grad_norm**2
         return Verdict(
             claim=bound.name,
             statement=str(bound),
-            comparisons=comparisons,
+            comparisons=(_comparison(bound, left, right),),
             seed=self.run.seed,
-            not_applicable=reason,
-            details=details,
+            details={
+                "values": values,
+                "right": right,
+                "slack": right / (left.estimate or math.nan),
+                "vacuous": bound.kind == "upper bound" and right >= least,
+            },
+        )
+
+    def _not_applicable(self, claim: str, statement: str, why: str) -> Verdict:
+        return Verdict(
+            claim=claim,
+            statement=statement,
+            comparisons=(),
+            seed=self.run.seed,
+            not_applicable=why,
         )
 
     # ------------------------------------------------------------------ does it apply?
@@ -176,7 +172,7 @@ class Examination:
         measured = assumptions.measure_assumptions(self.run, rng=self.rng)
         return [f"measured false: {c}" for c in measured if c.status == "refuted"]
 
-    def _why_not(self, bound: Bound | Certificate, *, gate: bool) -> str:
+    def _refusal(self, bound: Bound | Certificate, *, gate: bool) -> Refusal | None:
         """Why the bound says nothing about the run, if so."""
         fixed = bound.settings if isinstance(bound, Certificate) else {}
         if isinstance(bound, Bound) and bound.subject not in (
@@ -188,17 +184,16 @@ class Examination:
                 "show; only bounds on averages of E‖∇L(w_t)‖² can be held against one"
             )
         if bound.kind == "limit":
-            return "a limit for small steps and long horizons says nothing about one run"
-        wrong = [
+            return Refusal("a limit for small steps and long horizons says nothing about one run")
+        broken = [
             f"the bound is for {name} = {shown(value)}, and the run has {shown(found)}"
             for name, value in fixed.items()
             if not _same(name, value, found := self.settings.get(name))
         ]
-        if wrong or not gate:
-            return "; ".join(wrong)
-        others = [assumptions.broken_assumption(x, self.run) for x in bound.assumptions]
-        broken = [sentence for sentence in others if sentence]
-        return "; ".join(broken or self.measured_false)
+        if gate and not broken:
+            others = (assumptions.broken_assumption(x, self.run) for x in bound.assumptions)
+            broken = [sentence for sentence in others if sentence] or self.measured_false
+        return Refusal("; ".join(broken)) if broken else None
 
     # ------------------------------------------------------------------ right side, left side
 
@@ -251,12 +246,9 @@ class Examination:
         return {name: float(QUANTITIES[name].checked(number)) for name, number in known.items()}
 
     def _values(
-        self, bound: Bound | Certificate, given: Mapping[str, float], rate: float
-    ) -> tuple[dict[str, float], str]:
-        """What the bound is evaluated with: given by hand, fixed by the run, or measured.
-
-        Or else why something cannot be measured.
-        """
+        self, bound: Bound | Certificate, given: Mapping[str, float], rate: float, *, gate: bool
+    ) -> dict[str, float] | Refusal:
+        """What the bound is evaluated with: given by hand, fixed by the run, or measured."""
         settings = {**self.settings, **given}
         if any(name not in settings for name in bound.names):
             try:
@@ -264,13 +256,24 @@ class Examination:
                     bound.names, self.sample, self._quantities, false_positive_rate=rate
                 )
             except InvalidArgument as reason:
-                return {}, f"it needs quantities that cannot be measured: {reason}"
+                return Refusal(f"it needs quantities that cannot be measured: {reason}")
             if "mean_weight" in measured:  # along the run, not at its worst
                 weights = self._weights(tail=rate / 2).mean(axis=1)
                 lower = statistics.mean(weights, false_positive_rate=rate).low
                 measured["mean_weight"] = max(0.0, lower)
             settings = measured | settings
-        return {name: settings[name] for name in bound.names}, ""
+        values = {name: settings[name] for name in bound.names}
+        for name, number in values.items():
+            if number == 0 and QUANTITIES[name].above == 0:
+                return Refusal(f"vacuous: {name} is not told from 0")
+            try:
+                QUANTITIES[name].checked(number)
+            except InvalidArgument as reason:  # such as p = 1
+                return Refusal(str(reason))
+        if gate and not bound.holds(**values):
+            sentences = [f"{as_text(x.relation)}, for else {x.sentence}" for x in bound.conditions]
+            return Refusal(f"a condition does not hold: {'; '.join(sentences)}")
+        return values
 
     def _left(self, bound: Bound | Certificate, rate: float) -> Interval:
         """The simulated left side."""
@@ -294,26 +297,11 @@ def _same(name: str, value: Any, found: Any) -> bool:
     return math.isclose(value, found, rel_tol=1e-9, abs_tol=0.0)
 
 
-def _out_of_range(bound: Bound | Certificate, values: Mapping[str, float], *, gate: bool) -> str:
-    """Why the bound cannot be evaluated, or does not hold, at these values; "" if it does."""
-    for name, number in values.items():
-        if number == 0 and QUANTITIES[name].above == 0:
-            return f"vacuous: {name} is not told from 0"
-        try:
-            QUANTITIES[name].checked(number)
-        except InvalidArgument as reason:  # such as p = 1
-            return str(reason)
-    if not gate or bound.holds(**values):
-        return ""
-    sentences = [f"{as_text(x.relation)}, for else {x.sentence}" for x in bound.conditions]
-    return f"a condition does not hold: {'; '.join(sentences)}"
-
-
 def _comparison(bound: Bound | Certificate, left: Interval, right: float) -> Comparison:
     subject = bound.subject if isinstance(bound, Bound) else Subject.GRADIENT
     what = subject.sentence
     if bound.kind == "estimate":
-        near = (right - _NEAR * abs(right), right + _NEAR * abs(right))
+        near = (right - NEAR * abs(right), right + NEAR * abs(right))
         return Comparison(what=what, measured=left, relation="within", limit=near)
     relation = {"upper bound": "below", "lower bound": "above"}[bound.kind]
     return Comparison(what=what, measured=left, relation=relation, limit=right)

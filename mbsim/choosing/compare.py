@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from numpy.random import Generator, SeedSequence
 
 from mbsim import statistics
 from mbsim._shared.progress import progress
-from mbsim._shared.seeds import seed_sequence
+from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
-from mbsim.choosing.tuning import simulate
+from mbsim.choosing.tuning import step_size_for
 from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.methods import Method
 from mbsim.problems.problem import Problem
-from mbsim.simulation.run import Run, check_problem, choose_engine
+from mbsim.simulation.run import Run, check_problem, choose_engine, simulate
 from mbsim.statistics import Interval
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["MethodComparison", "compare"]
 
 
 @value
-class Comparison:
+class MethodComparison:
     """Runs of several methods on one problem.
 
     Attributes:
@@ -90,7 +89,7 @@ def compare(
     record_every: int = 1,
     engine: str = "auto",
     threads: int | None = None,
-) -> Comparison:
+) -> MethodComparison:
     """Simulate several methods on one problem, from one seed.
 
     With ``engine="reference"`` every method sees the same examples and differences are paired,
@@ -127,19 +126,24 @@ def compare(
     check_integer("replicates", replicates, minimum=2)
     seed, engine = seed_sequence(rng), choose_engine(problem, engine)
     paired = engine == "reference"
-    settings: dict[str, Any] = {
-        "batch_size": batch_size,
-        "step_size": step_size,
-        "steps": steps,
-        "replicates": replicates,
-        "record_every": record_every,
-        "engine": engine,
-        "threads": threads,
-    }
     runs = []
     with progress(len(methods), "comparing") as bar:
         for number, method in enumerate(methods):
-            own = SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, number))
-            runs.append(simulate(problem, method, rng=seed if paired else own, **settings))
+            η = step_size_for(
+                problem, method, batch_size=batch_size, step_size=step_size, steps=steps, rng=seed
+            )
+            run = simulate(
+                problem,
+                method,
+                batch_size=batch_size,
+                step_size=η,
+                steps=steps,
+                replicates=replicates,
+                rng=seed if paired else child(seed, number),
+                record_every=record_every,
+                engine=engine,
+                threads=threads,
+            )
+            runs.append(run)
             bar.update(number + 1)
-    return Comparison(runs=tuple(runs), paired=paired)
+    return MethodComparison(runs=tuple(runs), paired=paired)

@@ -22,33 +22,34 @@ of these has an interior minimum, and where, is the claim ``interior-bias``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from mbsim import statistics
 from mbsim._shared.progress import progress
-from mbsim._shared.seeds import seed_sequence
+from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
 from mbsim.choosing.tuning import check_step_size, step_size_for
-from mbsim.drifts.drift import Drift, drift
-from mbsim.errors import InvalidArgument, check_array, check_integer, divisors, shown
+from mbsim.drifts.drift import drift
+from mbsim.drifts.steps import measured_values, norms_near_atoms, step_sample
+from mbsim.errors import InvalidArgument, check_integer, divisors, shown
 from mbsim.methods import MicroBatchClipping
-from mbsim.problems.draggers import Draggers
 from mbsim.problems.problem import Problem
+from mbsim.problems.setting import Setting
 from mbsim.simulation.run import check_problem, simulate
 from mbsim.verdicts import Refusal
 
-if TYPE_CHECKING:
-    import xarray
+__all__ = ["CRITERIA", "SweetSpot", "sweet_spot"]
 
-__all__ = ["CRITERIA", "PhaseDiagram", "SweetSpot", "phase_diagram", "sweet_spot"]
+CRITERIA = ("bias", "bound", "certificate", "floor", "simulation")
 
-Array = NDArray[np.float64]
+# By a criterion: a number, or one of every replicate, or why there is none.
+Value = float | NDArray[np.float64] | Refusal
 
 # Numbers that are not random are tied within 1 %; means, where a difference is not told from 0 at
 # this false-positive rate, all sizes together.
@@ -170,52 +171,77 @@ def sweet_spot(
     >>> best.micro_batch_size, round(best.continuous, 1)
     (16, 18.5)
     """
-    setting = _Setting.checked(problem, batch_size, step_size, steps, by, replicates, rng)
-    sizes, values, why_not, step_sizes = divisors(setting.batch_size), {}, {}, {}
+    if not isinstance(by, str) or by not in CRITERIA:
+        raise InvalidArgument(f"by={shown(by)} must be one of {', '.join(CRITERIA)}")
+    for name, given, needed in (
+        ("step_size", step_size, by != "bias"),
+        ("steps", steps, by not in ("bias", "floor") or isinstance(step_size, str)),
+        ("replicates", replicates, by == "simulation"),
+        ("rng", rng, by == "simulation"),
+    ):
+        if needed and given is None:
+            raise InvalidArgument(f"{name} must be given for by={by!r}")
+    check_problem(problem)
+    batch = check_integer("batch_size", batch_size, minimum=1)
+    asked = None if step_size is None else check_step_size(step_size)
+    horizon = 0 if steps is None else check_integer("steps", steps, minimum=1)
+    samples = 2 if replicates is None else check_integer("replicates", replicates, minimum=2)
+    seed = seed_sequence(0 if rng is None else rng)
+
+    sizes = divisors(batch)
+    values: dict[int, Value] = {}
+    step_sizes: dict[int, float] = {}
     with progress(len(sizes), f"{by} for every b") as bar:
         for number, b in enumerate(sizes):
-            try:
+            setting = Setting(problem, MicroBatchClipping(b), batch, steps=horizon)
+            η = _step_size(setting, asked, seed) if asked is not None and by != "bias" else 0.0
+            if isinstance(η, Refusal):
+                values[b] = η
+            else:
+                values[b] = _value(by, replace(setting, step_size=η), seed, samples)
                 if by != "bias":
-                    step_sizes[b] = setting.step_size_at(b)
-                values[b] = _CRITERIA[by](setting, b, step_sizes.get(b, math.nan))
-            except _NoValue as reason:
-                values[b], why_not[b] = math.inf, str(reason)
+                    step_sizes[b] = η
             bar.update(number + 1)
-    curve = {b: float(np.mean(values[b])) for b in sizes}
-    lowest = min(sizes, key=curve.__getitem__)
-    found = math.isfinite(curve[lowest])
+    best, tied, reason = _best(values)
     return SweetSpot(
         by=by,
-        batch_size=setting.batch_size,
-        micro_batch_size=lowest if found else None,
-        tied=_tied(values, lowest) if found else (),
-        reason=_reason(lowest, setting.batch_size) if found else why_not.get(lowest, "no value"),
-        curve=curve,
-        why_not=why_not,
+        batch_size=batch,
+        micro_batch_size=best,
+        tied=tied,
+        reason=reason,
+        curve={b: _mean(found) for b, found in values.items()},
+        why_not={b: found.reason for b, found in values.items() if isinstance(found, Refusal)},
         step_sizes=step_sizes,
         continuous=_continuous(problem) if by == "bias" else None,
     )
 
 
-CRITERIA = ("bias", "bound", "certificate", "floor", "simulation")
+def _mean(found: Value) -> float:
+    return math.inf if isinstance(found, Refusal) else float(np.mean(found))
 
 
-def _reason(lowest: int, batch: int) -> str:
-    if lowest == 1:
-        return "smallest: b = 1"
-    return "none inside: b = B" if lowest == batch else "interior"
+def _best(values: Mapping[int, Value]) -> tuple[int | None, tuple[int, ...], str]:
+    """The b of the lowest value, those tied with it, and where it lies or why there is none.
 
+    Samples are told apart by a test, numbers by 1 %.
+    """
+    best = min(values, key=lambda b: _mean(values[b]))
+    lowest = values[best]
+    if isinstance(lowest, Refusal):
+        return None, (), lowest.reason
+    rate = _RATE / max(1, len(values) - 1)
 
-def _tied(values: dict[int, Any], lowest: int) -> tuple[int, ...]:
-    """The sizes that cannot be told from the best: samples by a test, numbers within 1 %."""
+    def apart(found: Value) -> bool:
+        if isinstance(found, Refusal):
+            return True
+        if isinstance(found, float):
+            return found > _TIED * _mean(lowest)
+        return statistics.difference(found, lowest, false_positive_rate=rate).low > 0
 
-    def apart(b: int) -> bool:
-        if isinstance(values[b], float):
-            return bool(values[b] > _TIED * np.mean(values[lowest]))
-        rate = _RATE / (len(values) - 1)
-        return statistics.difference(values[b], values[lowest], false_positive_rate=rate).low > 0
-
-    return tuple(b for b in values if b == lowest or not apart(b))
+    tied = tuple(b for b, found in values.items() if b == best or not apart(found))
+    if best == 1:
+        return best, tied, "smallest: b = 1"
+    return best, tied, "none inside: b = B" if best == max(values) else "interior"
 
 
 def _continuous(problem: Problem) -> float | None:
@@ -231,295 +257,81 @@ def _continuous(problem: Problem) -> float | None:
 # ---------------------------------------------------------------------------- the criteria
 
 
-class _NoValue(Exception):
-    """Why a micro-batch size has no value by a criterion."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Setting:
-    """Checked arguments of a sweet spot."""
-
-    problem: Problem
-    batch_size: int
-    step_size: float | str | None
-    steps: int | None
-    replicates: int
-    seed: SeedSequence
-
-    @classmethod
-    def checked(
-        cls,
-        problem: Any,
-        batch_size: Any,
-        step_size: Any,
-        steps: Any,
-        by: Any,
-        replicates: Any,
-        rng: Any,
-    ) -> _Setting:
-        if not isinstance(by, str) or by not in CRITERIA:
-            raise InvalidArgument(f"by={shown(by)} must be one of {', '.join(CRITERIA)}")
-        needed = {
-            "step_size": by != "bias",
-            "steps": by not in ("bias", "floor") or isinstance(step_size, str),
-            "replicates": by == "simulation",
-            "rng": by == "simulation",
-        }
-        for name, given in (
-            ("step_size", step_size),
-            ("steps", steps),
-            ("replicates", replicates),
-            ("rng", rng),
-        ):
-            if needed[name] and given is None:
-                raise InvalidArgument(f"{name} must be given for by={by!r}")
-        return cls(
-            problem=check_problem(problem),
-            batch_size=check_integer("batch_size", batch_size, minimum=1),
-            step_size=None if step_size is None else check_step_size(step_size),
-            steps=None if steps is None else check_integer("steps", steps, minimum=1),
-            replicates=2
-            if replicates is None
-            else check_integer("replicates", replicates, minimum=2),
-            seed=seed_sequence(0 if rng is None else rng),
+def _step_size(setting: Setting, asked: float | str, seed: SeedSequence) -> float | Refusal:
+    try:
+        return step_size_for(
+            setting.problem,
+            setting.method,
+            batch_size=setting.batch_size,
+            step_size=asked,
+            steps=setting.steps or 1,
+            rng=seed,
         )
-
-    def key(self, b: int) -> SeedSequence:
-        """A stream of its own for the simulation of every b."""
-        return SeedSequence(self.seed.entropy, spawn_key=(*self.seed.spawn_key, b))
-
-    def drift(self, b: int) -> Drift:
-        method = MicroBatchClipping(b)
-        return drift(self.problem, method, batch_size=self.batch_size, rng=self.seed)
-
-    def step_size_at(self, b: int) -> float:
-        assert self.step_size is not None
-        try:
-            return step_size_for(
-                self.problem,
-                MicroBatchClipping(b),
-                batch_size=self.batch_size,
-                step_size=self.step_size,
-                steps=self.steps or 1,
-                rng=self.seed,
-            )
-        except InvalidArgument as reason:
-            raise _NoValue(str(reason)) from None
-
-    def values(self, b: int, step_size: float) -> dict[str, float]:
-        """What the bounds are evaluated with, by code name."""
-        draggers, problem = self.problem.draggers, self.problem
-        return {
-            "initial_gap": problem.initial_gap,
-            "smoothness": problem.smoothness,
-            "step_size": step_size,
-            "steps": float(self.steps or 1),
-            "batch_size": self.batch_size,
-            "micro_batch_size": b,
-            "probability": draggers.probability,
-            "norm_ratio": draggers.norm_ratio,
-            "coherence": draggers.coherence,
-            "sigma": problem.noise.sigma,
-        }
+    except InvalidArgument as reason:
+        return Refusal(str(reason), of="step size")
 
 
-def _bias(setting: _Setting, b: int, step_size: float) -> float:  # noqa: ARG001
-    from mbsim.theory import bias_bound
+def _value(by: str, setting: Setting, seed: SeedSequence, replicates: int) -> Value:
+    """The value of a setting by a criterion."""
+    if by == "bias":
+        from mbsim.theory import bias_bound
 
-    return _evaluated(bias_bound(), setting.values(b, 1.0))
+        return _evaluated(bias_bound(), setting.quantities())
+    if by == "bound":
+        return _bound(setting, seed)
+    if by == "simulation":
+        return _simulated(setting, seed, replicates)
+    one = drift(setting.problem, setting.method, batch_size=setting.batch_size, rng=seed)
+    if by == "certificate":
+        found = one.certify(step_size=setting.step_size, steps=setting.steps)
+        return found if isinstance(found, Refusal) else found.value
+    floor = one.floor(step_size=setting.step_size)
+    if math.isfinite(floor):
+        return floor
+    return Refusal("the step size is too large: large gradients grow", of="floor")
 
 
-def _bound(setting: _Setting, b: int, step_size: float) -> float:
-    from mbsim.drifts.steps import measured_values, norms_near_atoms, step_sample
+def _bound(setting: Setting, seed: SeedSequence) -> float | Refusal:
     from mbsim.theory import clipping_bound, sgd_bound
 
-    values = setting.values(b, step_size)
+    values, problem, b = setting.quantities(), setting.problem, setting.micro_batch_size
     if b == setting.batch_size:
         return _evaluated(sgd_bound(), values)
-    bound, sigma = clipping_bound(), setting.problem.noise.sigma
-    sample = step_sample(
-        setting.problem, b, batch_size=setting.batch_size, rng=setting.seed, draws=2**13
-    )
+    bound, sigma = clipping_bound(), problem.noise.sigma
+    sample = step_sample(problem, b, batch_size=setting.batch_size, rng=seed, draws=2**13)
     # ω is a function of r/σ that levels off at both ends.
     norms = (sigma or 1.0) * np.geomspace(1e-2 / math.sqrt(b), 1e2, 16)
-    norms = np.union1d(norms, norms_near_atoms(setting.problem, b))
+    norms = np.union1d(norms, norms_near_atoms(problem, b))
     measured = measured_values(bound.names, sample, norms, false_positive_rate=1e-3)
     if measured["mean_weight"] < 1e-9:  # 0 but for rounding
-        raise _NoValue("the weight ω is not told from 0 at some gradient norm")
+        return Refusal("the weight ω is not told from 0 at some gradient norm", of="bound")
     return _evaluated(bound, values | measured)
 
 
-def _evaluated(bound: Any, values: dict[str, float]) -> float:
+def _evaluated(bound: Any, values: Mapping[str, Any]) -> float | Refusal:
     known = {name: values[name] for name in bound.names}
     try:
-        if not bound.holds(**known):
-            raise _NoValue(f"the step size is too large for the bound ({bound.name})")
-        return float(bound.evaluate(**known))
+        if bound.holds(**known):
+            return float(bound.evaluate(**known))
+        return Refusal(f"the step size is too large for the bound ({bound.name})", of="bound")
     except InvalidArgument as reason:  # p = 1, or a bias too large for a float
-        raise _NoValue(str(reason)) from None
+        return Refusal(str(reason), of="bound")
 
 
-def _certificate(setting: _Setting, b: int, step_size: float) -> float:
-    assert setting.steps is not None
-    found = setting.drift(b).certify(step_size=step_size, steps=setting.steps)
-    if isinstance(found, Refusal):
-        raise _NoValue(found.reason)
-    return found.value
-
-
-def _floor(setting: _Setting, b: int, step_size: float) -> float:
-    floor = setting.drift(b).floor(step_size=step_size)
-    if not math.isfinite(floor):
-        raise _NoValue("the step size is too large: large gradients grow")
-    return floor
-
-
-def _simulated(setting: _Setting, b: int, step_size: float) -> Array:
-    assert setting.steps is not None
+def _simulated(
+    setting: Setting, seed: SeedSequence, replicates: int
+) -> NDArray[np.float64] | Refusal:
     run = simulate(
         setting.problem,
-        MicroBatchClipping(b),
+        setting.method,
         batch_size=setting.batch_size,
-        step_size=step_size,
+        step_size=setting.step_size,
         steps=setting.steps,
-        replicates=setting.replicates,
+        replicates=replicates,
         record_every=setting.steps,
-        rng=setting.key(b),
+        rng=child(seed, setting.micro_batch_size),
     )
     if run.diverged.any():
-        raise _NoValue(f"{run.diverged.sum()} of {run.replicates} replicates diverged")
+        reason = f"{run.diverged.sum()} of {run.replicates} replicates diverged"
+        return Refusal(reason, of="mean")
     return run.mean_grad_norm_sq
-
-
-_CRITERIA: dict[str, Callable[[_Setting, int, float], Any]] = {
-    "bias": _bias,
-    "bound": _bound,
-    "certificate": _certificate,
-    "floor": _floor,
-    "simulation": _simulated,
-}
-
-
-# ---------------------------------------------------------------------------- phase diagram
-
-
-@value
-class PhaseDiagram:
-    """The best micro-batch size for many dragger probabilities and norm ratios.
-
-    Attributes:
-        by: the criterion.
-        batch_size: B.
-        probabilities: p, float64[rows]; norm_ratios: c, float64[columns].
-        micro_batch_size: int64[rows, columns], 0 where no b has a value.
-    """
-
-    by: str
-    batch_size: int
-    probabilities: Array
-    norm_ratios: Array
-    micro_batch_size: NDArray[np.int64]
-
-    @property
-    def interior(self) -> NDArray[np.bool_]:
-        """bool[rows, columns]: where the best b lies strictly between 1 and B."""
-        return (self.micro_batch_size > 1) & (self.micro_batch_size < self.batch_size)
-
-    def to_xarray(self) -> xarray.Dataset:
-        """The diagram as a labelled :class:`xarray.Dataset` (needs xarray: extra ``labels``)."""
-        import xarray
-
-        axes = ("probability", "norm_ratio")
-        return xarray.Dataset(
-            {
-                "micro_batch_size": (axes, self.micro_batch_size),
-                "interior": (axes, self.interior),
-            },
-            coords={"probability": self.probabilities, "norm_ratio": self.norm_ratios},
-            attrs={"by": self.by, "batch_size": self.batch_size},
-        )
-
-    def __str__(self) -> str:
-        head = "p \\ c " + "".join(f"{c:>8.3g}" for c in self.norm_ratios)
-        rows = [
-            f"{p:<6.3g}" + "".join(f"{b:>8}" for b in row)
-            for p, row in zip(self.probabilities, self.micro_batch_size, strict=True)
-        ]
-        share = f"{self.interior.mean():.0%} interior"
-        title = f"PhaseDiagram by {self.by}: best b of {self.batch_size}, {share}"
-        return "\n".join([title, head, *rows])
-
-    __repr__ = __str__
-
-
-def phase_diagram(
-    problem: Problem,
-    *,
-    probabilities: ArrayLike,
-    norm_ratios: ArrayLike,
-    batch_size: int,
-    by: str = "certificate",
-    **settings: Any,
-) -> PhaseDiagram:
-    r"""The sweet spot for many draggers: where is the best micro-batch size interior?
-
-    Args:
-        problem: what is optimised; its own draggers' probability and norm ratio are replaced.
-        probabilities: p, one-dimensional.
-        norm_ratios: c, one-dimensional.
-        batch_size: B.
-        by: the criterion.
-        **settings: the other arguments of :func:`sweet_spot`.
-
-    Raises:
-        InvalidArgument: as :func:`sweet_spot`.
-
-    >>> import mbsim
-    >>> problem = mbsim.Problem(
-    ...     loss=mbsim.losses.Quadratic(np.ones(16)), benign_dim=8, start=np.full(16, 0.1),
-    ...     noise=mbsim.noise.TwoPoint(sigma=1.0, rare=0.05))
-    >>> phase_diagram(problem, probabilities=[0.01, 0.1], norm_ratios=[1, 20], batch_size=16,
-    ...               by="floor", step_size=0.01)
-    PhaseDiagram by floor: best b of 16, 25% interior
-    p \ c        1      20
-    0.01        16      16
-    0.1         16       8
-    """
-    rows, columns = _axis("probabilities", probabilities), _axis("norm_ratios", norm_ratios)
-    best = np.zeros((rows.size, columns.size), dtype=np.int64)
-    with progress(best.size, "phase diagram") as bar:
-        for number, (i, j) in enumerate(np.ndindex(best.shape)):
-            changed = _with_draggers(problem, float(rows[i]), float(columns[j]))
-            found = sweet_spot(changed, batch_size=batch_size, by=by, **settings)
-            best[i, j] = found.micro_batch_size or 0
-            bar.update(number + 1)
-    return PhaseDiagram(
-        by=by,
-        batch_size=batch_size,
-        probabilities=rows,
-        norm_ratios=columns,
-        micro_batch_size=best,
-    )
-
-
-def _axis(name: str, numbers: Any) -> Array:
-    array = check_array(name, numbers, ndim=1)
-    if not array.size:
-        raise InvalidArgument(f"{name} must have at least one number")
-    return array
-
-
-def _with_draggers(problem: Problem, probability: float, norm_ratio: float) -> Problem:
-    old = check_problem(problem).draggers
-    return Problem(
-        loss=problem.loss,
-        noise=problem.noise,
-        benign_dim=problem.benign_dim,
-        start=problem.start,
-        draggers=Draggers(
-            probability=probability,
-            norm_ratio=norm_ratio,
-            coherence=old.coherence,
-            tilt=old.tilt,
-        ),
-    )

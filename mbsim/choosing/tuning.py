@@ -5,11 +5,11 @@ It lies here, below the theory and the simulation, so that neither needs to know
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-from numpy.random import SeedSequence
+from numpy.random import Generator, SeedSequence
 
+from mbsim._shared.seeds import seed_sequence
 from mbsim.errors import InvalidArgument, check_integer, check_number, shown
 from mbsim.methods import Method
 from mbsim.problems.problem import Problem
@@ -39,7 +39,10 @@ def step_size_for(
     steps: int,
     rng: int | SeedSequence = 0,
 ) -> float:
-    """η for a method: the number itself, or the tuned one (for SGD that of Theorem 1)."""
+    """η for a method: the number itself, or the tuned one (for SGD that of Theorem 1).
+
+    Where the drift has to be sampled for it, that is from the seed `rng` as it is.
+    """
     checked = check_step_size(step_size)
     if not isinstance(checked, str):
         return checked
@@ -50,10 +53,68 @@ def step_size_for(
     return drift(problem, method, batch_size=batch_size, rng=rng).tuned_step_size(steps=steps)
 
 
-@functools.wraps(run.simulate)
-def simulate(problem: Problem, method: Method, **settings: Any) -> Run:
-    """As the function that does the work, but for ``step_size="tuned"``."""
-    if isinstance(settings.get("step_size"), str):
-        named = {name: settings.get(name) for name in ("batch_size", "step_size", "steps")}
-        settings["step_size"] = step_size_for(problem, method, **named)  # type: ignore[arg-type]
-    return run.simulate(problem, method, **settings)
+def simulate(
+    problem: Problem,
+    method: Method,
+    *,
+    batch_size: int,
+    step_size: float | str,
+    steps: int,
+    replicates: int,
+    rng: int | SeedSequence | Generator,
+    record_every: int = 1,
+    engine: str = "auto",
+    threads: int | None = None,
+) -> Run:
+    """Run w ← w − η u from the problem's start, in independent replicates; η may be tuned.
+
+    Args:
+        problem: what is optimised, and with which noise and draggers.
+        method: how a mini-batch becomes an update u; :class:`~mbsim.SGD` or
+            :class:`~mbsim.MicroBatchClipping`.
+        batch_size: B, examples per step.
+        step_size: η > 0; or "tuned": where the certificate of the drift is smallest for this T (for
+            SGD, the tuned step size of Theorem 1, sharper form).
+        steps: T ≥ 1.
+        replicates: how many independent runs.
+        rng: the seed: an int, a SeedSequence or a Generator (which is advanced, once). Where the
+            drift has to be sampled to tune the step size, it is from this seed too, as in
+            :func:`mbsim.sweet_spot`.
+        record_every: as in :func:`mbsim.simulation.run.simulate`, as are the rest.
+        engine: "exact_law", "reference", or "auto" for the first wherever it applies.
+        threads: how many threads; as many as there are processors if None.
+
+    Returns:
+        A :class:`~mbsim.Run`; its `step_size` is the number.
+
+    Raises:
+        InvalidArgument: for arguments that break a rule, and where no step size is best.
+        KeyboardInterrupt: on Ctrl-C, promptly, with no thread left running.
+
+    >>> import mbsim, numpy as np
+    >>> problem = mbsim.Problem(
+    ...     loss=mbsim.losses.LogCosh(16), noise=mbsim.noise.Gaussian(sigma=1.0),
+    ...     draggers=mbsim.Draggers(probability=0.05, norm_ratio=20.0),
+    ...     benign_dim=8, start=np.full(16, 2.0))
+    >>> run = mbsim.simulate(problem, mbsim.SGD(), batch_size=64, step_size="tuned", steps=500,
+    ...                      replicates=32, rng=0)
+    >>> round(run.step_size, 3)
+    0.37
+    """
+    if isinstance(step_size, str):
+        rng = seed_sequence(rng)
+        step_size = step_size_for(
+            problem, method, batch_size=batch_size, step_size=step_size, steps=steps, rng=rng
+        )
+    return run.simulate(
+        problem,
+        method,
+        batch_size=batch_size,
+        step_size=step_size,
+        steps=steps,
+        replicates=replicates,
+        rng=rng,
+        record_every=record_every,
+        engine=engine,
+        threads=threads,
+    )

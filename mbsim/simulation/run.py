@@ -359,7 +359,7 @@ def simulate(
     method: Method,
     *,
     batch_size: int,
-    step_size: float | str,
+    step_size: float,
     steps: int,
     replicates: int,
     rng: int | SeedSequence | Generator,
@@ -374,8 +374,7 @@ def simulate(
         method: how a mini-batch becomes an update u; :class:`~mbsim.SGD` or
             :class:`~mbsim.MicroBatchClipping`.
         batch_size: B, examples per step.
-        step_size: η > 0; or, for ``mbsim.simulate``, "tuned": where the certificate of the drift is
-            smallest for this T (for SGD, the tuned step size of Theorem 1, sharper form).
+        step_size: η > 0.
         steps: T ≥ 1.
         replicates: how many independent runs.
         rng: the seed: an int, a SeedSequence or a Generator (which is advanced). More replicates

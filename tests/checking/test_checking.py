@@ -9,11 +9,12 @@ import pytest
 
 import mbsim
 from mbsim import theory
-from mbsim.checking.assumptions import measure_assumptions
+from mbsim.checking.assumptions import measure_assumptions, parts_of
 from mbsim.checking.check import Examination, settings_of
-from mbsim.checking.family import family
+from mbsim.checking.family import drawn, family, setting_of
+from mbsim.checking.formulas import check_bound
 from mbsim.errors import InvalidArgument
-from mbsim.study.bounds_hold import bounds_hold, check_bound
+from mbsim.study.bounds_hold import bounds_hold
 from mbsim.theory import formula_bound
 
 
@@ -248,6 +249,37 @@ def test_a_certificate_is_for_one_setting():
         assert "the bound is for" in verdict.not_applicable
 
 
+def test_a_refusal_does_not_apply_and_says_why():
+    made = problem()
+    refusal = mbsim.drift(made, mbsim.SGD(), batch_size=32).certify(step_size=50, steps=100)
+    verdict = mbsim.check(refusal, run_of(made, mbsim.SGD(), steps=5))
+    assert verdict.status == "not applicable"
+    assert verdict.not_applicable == str(refusal)
+    assert "step size" in str(verdict)
+
+
+def test_examples_are_measured_against_any_target():
+    """Two draggers of one step, one of the next; noise along the target and across it."""
+    target = np.array([2.0, 0.0, 0.0, 0.0])
+    examples = np.array(
+        [
+            [[2.5, 0, 0, 0], [0, 0, 3.0, 4.0], [0, 0, 5.0, 0]],
+            [[2.0, 1.0, 0, 0], [1.5, 0, 0, 0], [1.0, 0, 0, 1.0]],
+        ]
+    )
+    mask = np.array([[False, True, True], [False, False, True]])
+    found = parts_of(examples, mask, target)
+    assert found.noise_along == pytest.approx([0.5, 0.0, -0.5])
+    assert found.noise_length == pytest.approx([0.5, 1.0, 0.5])
+    assert found.dragger_length == pytest.approx([5.0, 5.0, 1.0])
+    assert found.dragger_cosine == pytest.approx([0.0, 0.0, math.sqrt(0.5)])
+    assert found.noise_cosine == pytest.approx(math.sqrt(0.5))
+    assert found.pair_cosine == pytest.approx([0.6])
+    assert found.is_dragger.tolist() == [0, 1, 1, 0, 0, 1]
+    scaled = parts_of(examples * 1e200, mask, target * 1e200)
+    assert scaled.dragger_length == pytest.approx(found.dragger_length * 1e200)
+
+
 def test_lower_bounds_estimates_and_numbers_given_by_hand():
     run = run_of(problem(), mbsim.SGD())
     mean = float(run.mean_grad_norm_sq.mean())
@@ -312,7 +344,9 @@ def test_formulas_come_out_as_they_should():
     assert check_bound(THEOREM_1, problems=12).status == "supported"
     assert check_bound(f"({THEOREM_1})/2", problems=12).status == "refuted"
     assert check_bound(f"1.2*({THEOREM_1})", problems=12, kind="lower").status == "refuted"
-    assert check_bound(f"({THEOREM_1})/2", problems=12, kind="lower").status == "supported"
+    # Far from the minimum of log cosh the gradient levels off, and the theorem is far from tight.
+    assert check_bound(f"({THEOREM_1})/2", problems=12, kind="lower").status == "refuted"
+    assert check_bound("0*T", problems=12, kind="lower").status == "supported"
 
 
 @pytest.mark.parametrize(
@@ -330,9 +364,8 @@ def test_a_formula_can_be_for_short_steps_alone():
     whole = check_bound(f"1.1*({THEOREM_1})", problems=12)
     some = check_bound(f"1.1*({THEOREM_1})", problems=12, largest_step="0.05/L")
     assert some.details["applied"] < whole.details["applied"]
-    assert some.details["applied"] == sum(
-        case.step_size * case.problem.smoothness <= 0.05 for case in family(12, method="SGD")
-    )
+    rows = some.details["rows"]
+    assert some.details["applied"] == sum(row["eta"] * row["L"] <= 0.05 for row in rows)
 
 
 def test_a_formula_without_step_size_runs_with_the_tuned_one():
@@ -341,6 +374,98 @@ def test_a_formula_without_step_size_runs_with_the_tuned_one():
     assert "each problem with its tuned step size" in verdict.statement
     step_sizes = {row["eta"] for row in verdict.details["rows"]}
     assert step_sizes.isdisjoint(case.step_size for case in family(6, method="SGD"))
+
+
+# Theorem 1 in its plain form, twice its sharper one where noise is all; for shorter steps.
+PLAIN = "2*Delta/(q*eta*T) + eta*L*sigma**2*(q/B + c**2*(p/B + gamma*p**2*(1 - 1/B)))/q"
+SHORT = "q/(L*(q**2 + p*q/B + c**2*(p/B + gamma*p**2*(1 - 1/B))))"
+
+
+@pytest.mark.parametrize("rng", range(5))
+def test_a_missing_coherence_is_found_out_and_the_theorem_stands(rng):
+    wrong = "2*Delta/(q*eta*T) + eta*L*sigma**2*(q+p*c**2)/(q*B)"
+    assert check_bound(wrong, rng=rng).status == "refuted"
+    verdict = check_bound(THEOREM_1, rng=rng)
+    assert verdict.status == "supported"
+    # An equality in some problem, but for what is resolved: 5 %.
+    assert 0.85 < verdict.details["power"]["factor"] < 1 / 1.05 + 0.02
+    assert check_bound(f"0.85*({THEOREM_1})", rng=rng).status == "refuted"
+
+
+@pytest.mark.parametrize(
+    ("formula", "right", "wrong"),
+    [
+        (THEOREM_1, "Delta/(eta*T) + ", ""),
+        (THEOREM_1, "q/B + c", "c"),
+        (THEOREM_1, "p/B + gamma", "gamma"),
+        (THEOREM_1, "gamma*p**2", "gamma*p**3"),
+        (THEOREM_1, "gamma*p**2", "gamma**2*p**2"),
+        (THEOREM_1, "c**2", "c"),
+        (THEOREM_1, "q**2 + ", ""),
+        (THEOREM_1, "/(q - eta*L/2", "/(1 - eta*L/2"),
+        (PLAIN, "/(q*eta*T)", "/(eta*T)"),
+        (PLAIN, "eta*T", "eta*T**1.2"),
+        (PLAIN, "eta*L*", "eta**2*L*"),
+        (PLAIN, "(p/B", "(p/B**2"),
+        (PLAIN, "))/q", "))"),
+    ],
+)
+def test_a_missing_term_or_a_wrong_power_is_found_out(formula, right, wrong):
+    assert right in formula
+    largest = SHORT if formula is PLAIN else None
+    assert check_bound(formula.replace(right, wrong, 1), largest_step=largest).status == "refuted"
+
+
+def test_supported_says_what_would_have_been_seen():
+    verdict = check_bound(f"10*({THEOREM_1})", problems=8)
+    assert verdict.status == "supported"
+    power = verdict.details["power"]
+    assert 0.05 < power["factor"] < 0.11
+    assert f"a right side {power['factor']:.3g} times as large would have been refuted" in str(
+        verdict
+    )
+    assert verdict.to_dict()["power"] == verdict.power
+    weaker, stronger = (
+        check_bound(f"{10 * factor}*({THEOREM_1})", problems=8).status
+        for factor in (power["factor"] * 1.05, power["factor"] * 0.95)
+    )
+    assert (weaker != "refuted", stronger) == (True, "refuted")
+    for found in power["by_quantity"].values():
+        halves = found["factor_where_small"], found["factor_where_large"]
+        assert max(halves) == pytest.approx(power["factor"])
+    refused = check_bound(f"({THEOREM_1})/2", problems=8)
+    assert refused.power == ""
+    # The rate is for all problems and looks that there might have been.
+    assert verdict.false_positive_rate == refused.false_positive_rate == pytest.approx(96e-6)
+
+
+def test_problems_for_formulas_are_what_they_say():
+    found = [drawn(number, rng=0) for number in range(24)]
+    assert found == [drawn(number, rng=0) for number in range(24)]
+    assert found[0] != drawn(0, rng=1)
+    settings = [setting_of(numbers, sgd=False) for numbers in found]
+    quantities = [setting.quantities() for setting in settings]
+    for name, low, high in (
+        ("probability", 0.0, 0.5),
+        ("norm_ratio", 1.0, 10.0),
+        ("coherence", 0.0, 0.8),
+        ("batch_size", 1, 64),
+        ("micro_batch_size", 1, 64),
+        ("benign_dim", 4, 16),
+        ("sigma", 0.3, 3),
+        ("smoothness", 0.3, 3),
+    ):
+        values = [numbers[name] for numbers in quantities]
+        assert min(values) <= low, name
+        assert max(values) >= high, name
+    assert {setting.problem.dimension for setting in settings} == {16, 32}
+    assert len({type(setting.problem.noise) for setting in settings}) == 4
+    assert len({type(setting.problem.loss) for setting in settings}) == 3
+    for setting, numbers in zip(settings, quantities, strict=True):
+        assert setting.step_size * numbers["smoothness"] <= 0.8
+    mixed = drawn(30, rng=0, near=found[3])
+    taken = sum(mixed[name] == found[3][name] for name in mixed)
+    assert 2 <= taken < len(mixed)
 
 
 def test_what_a_formula_is_about():

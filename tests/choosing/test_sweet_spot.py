@@ -176,6 +176,28 @@ def test_simulate_and_compare_take_tuned_step_sizes():
     assert f"η = {tuned:.3g}" in str(both)
 
 
+@pytest.mark.parametrize("rng", [5, np.random.SeedSequence(5, spawn_key=(1,))])
+def test_one_seed_tunes_alike_everywhere(rng):
+    """Student's noise is sampled, so its tuned step size depends on the seed."""
+    made, clip = problem(mbsim.noise.StudentT(sigma=1.0, df=5.0)), mbsim.MicroBatchClipping(2)
+    settings = {"batch_size": 8, "step_size": "tuned", "steps": 50}
+    best = mbsim.sweet_spot(made, **settings, by="simulation", replicates=2, rng=rng)
+    run = mbsim.simulate(made, clip, **settings, replicates=2, rng=rng)
+    both = mbsim.compare(made, [mbsim.SGD(), clip], **settings, replicates=2, rng=rng)
+    assert best.step_sizes[2] == run.step_size == both.runs[1].step_size
+    assert run.step_size == step_size_for(made, clip, **settings, rng=rng)
+    assert run.step_size != step_size_for(made, clip, **settings, rng=6)
+
+
+def test_a_generator_is_advanced_once_tuned_or_not():
+    made, clip = problem(mbsim.noise.Gaussian(sigma=1.0)), mbsim.MicroBatchClipping(2)
+    settings = {"batch_size": 8, "steps": 50, "replicates": 2}
+    one, other = (np.random.default_rng(3) for _ in range(2))
+    tuned = mbsim.simulate(made, clip, step_size="tuned", rng=one, **settings)
+    assert tuned == mbsim.simulate(made, clip, step_size=tuned.step_size, rng=other, **settings)
+    assert one.random() == other.random()
+
+
 def test_the_tuned_certificate_is_the_lowest_of_all_step_sizes():
     made = problem(start=0.5)
     tuned = mbsim.sweet_spot(made, batch_size=8, step_size="tuned", steps=300)
