@@ -128,7 +128,7 @@ def test_what_is_called_detectable_is_seen_nine_times_in_ten():
 @pytest.mark.parametrize("df", [1.0, 7.0, 23.4, 4095.0, 1e6])
 @pytest.mark.parametrize("tail", [0.05, 5e-7])
 def test_quantiles_to_all_digits(df, tail):
-    quantile = statistics._t_quantile(df, tail)
+    quantile = statistics.t_quantile(df, tail)
     with mpmath.workdps(40):
         x = mpmath.mpf(df) / (df + mpmath.mpf(quantile) ** 2)
         upper = mpmath.betainc(mpmath.mpf(df) / 2, 0.5, 0, x, regularized=True) / 2

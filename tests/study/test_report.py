@@ -6,7 +6,7 @@ import struct
 import xml.etree.ElementTree as ET
 
 import pytest
-from mbsim._shared.plain_data import to_json
+from mbsim._shared.records import to_json
 
 import mbsim
 from mbsim.study.claim import Claim, Study
