@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from mbsim._shared.values import value
-from mbsim.drifts.curve import MOST_NODES, Curve, Descends, Descent, Far
+from mbsim.drifts.curve import FARTHEST, MOST_NODES, Curve, Descends, Descent, Far
+from mbsim.drifts.sources import DriftValues
 from mbsim.errors import InvalidArgument, check_integer, check_number
 from mbsim.verdicts import Refusal
 
@@ -44,8 +45,6 @@ __all__ = ["Certificate", "certify", "tuned_step_size"]
 
 Array = NDArray[np.float64]
 
-# The grid reaches no further than to so many σ.
-_FARTHEST = 1e9
 # The bound may owe this share of itself to margins.
 _MARGIN = 1e-3
 # If the bound owes more than this share of itself to a sample's errors, the sample is enlarged, to
@@ -168,12 +167,7 @@ def certify(
                 curve, found = _solve(curve.with_aim(_ALL_DRAWS), half_step, budget, largest)
         values, nodes = curve.values, curve.values.grad_norm
     if not math.isfinite(found.value):
-        slope = far.slope if far is not None else 0.0
-        return Refusal(
-            f"for large r f(r)/r² goes to {slope:.3g}, too close to 0 for a bound that says "
-            "anything: hardly a step makes progress",
-            of="certificate",
-        )
+        return Refusal(_says_nothing(far, values), of="certificate")
     sampled = bool(np.isfinite(values.df).any())
     limit = {"largest_grad_norm": largest} if math.isfinite(largest) else {}
     return Certificate(
@@ -215,6 +209,18 @@ def _no_bound(drift: Descends, far: Far | None, half_step: float) -> str:
         f"f(r)/r² goes to {far.slope:.3g} for large r and must be above 0: the step size is too "
         f"large (ηL/2 = {half_step:.3g}, and for large r A/r goes to {first.progress[0]:.3g} and "
         f"M/r² to {first.second_moment[0]:.3g})"
+    )
+
+
+def _says_nothing(far: Far | None, values: DriftValues) -> str:
+    """Why the least bound is infinite."""
+    if not np.isfinite(values.second_moment).all():
+        r = values.grad_norm[~np.isfinite(values.second_moment)].min()
+        return f"at the gradient norm {r:.3g} M is beyond the largest floating-point number"
+    slope = far.slope if far is not None else 0.0
+    return (
+        f"for large r f(r)/r² goes to {slope:.3g}, too close to 0 for a bound that says "
+        "anything: hardly a step makes progress"
     )
 
 
@@ -261,6 +267,8 @@ def _solve(
     """Solve; extend the grid until the tail is no limit; refine it until margins do not matter."""
     while True:
         descent, far = Descent(curve, half_step), None
+        if not descent.finite:
+            return curve, _Solution(math.inf, 0.0, math.inf)
         if math.isinf(largest):
             far = Far.of(curve.drift, half_step, curve.rate, curve.reach)
         value, x, y, *_ = _optimum(descent, budget, _least_x(far))
@@ -271,7 +279,7 @@ def _solve(
         room = curve.s.size < MOST_NODES - _ROOM
         if far is not None and beyond > y + 1e-4 * value and room:
             wanted = 1.05 * far.reach(x, y + 0.5e-4 * value)
-            if wanted < _FARTHEST * curve.drift.noise_size:
+            if wanted < FARTHEST * curve.drift.noise_size:
                 curve = curve.up_to(wanted)
                 continue
             value = y = math.inf  # so little progress that its bound would say nothing
@@ -379,6 +387,9 @@ def tuned_step_size(drift: Descends, *, steps: int, initial_gap: float | None = 
 
     trials = np.log(_trials(drift))
     values = [value(log_eta) for log_eta in trials]
+    if math.isinf(min(values)):
+        reason = _says_nothing(far, curve.values) if curve else "none says anything"
+        raise InvalidArgument(f"no step size has a certificate: {reason}")
     if min(values) >= largest**2 * (1 - _TUNED):
         raise InvalidArgument(
             f"steps={horizon} are so few that no step size certifies less than the square of the "
@@ -416,4 +427,7 @@ def _value(drift: Descends, curve: Curve | None, half_step: float, budget: float
         if far.exact:
             return _written_down(far, budget).value
     assert curve is not None
-    return _optimum(Descent(curve, half_step), budget, _least_x(far), margins=False).value
+    descent = Descent(curve, half_step)
+    if not descent.finite:
+        return math.inf
+    return _optimum(descent, budget, _least_x(far), margins=False).value

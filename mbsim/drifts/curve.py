@@ -31,8 +31,8 @@ Mask = NDArray[np.bool_]
 
 # Distance of the first nodes in asinh(r/r₀), and of those that are added far out.
 _SPACING, _FAR_SPACING = 0.75, 1.2
-# The grid reaches at first to so many σ.
-_FIRST_REACH = 5.0
+# The grid reaches at first to so many σ, and never further than to so many.
+_FIRST_REACH, FARTHEST = 5.0, 1e9
 # The most nodes of a grid, and how close they may come: at a jump of f no distance is small enough.
 MOST_NODES, _CLOSEST = 400, 1e-9
 
@@ -203,6 +203,11 @@ class Descent:
         """f/(r² + r₀²) at the nodes."""
         shape: Array = self.curve.values.descent(self.half_step)[0] / self.curve.size(self.curve.s)
         return shape
+
+    @property
+    def finite(self) -> bool:
+        """Whether f is a number at every node: M can be beyond the largest float."""
+        return bool(np.isfinite(self.shape).all() and np.isfinite(self.error).all())
 
     @cached_property
     def error(self) -> Array:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy import interpolate, optimize
 
-from mbsim.drifts.curve import MOST_NODES, Curve, Descends, Descent, Far, error_of_f
+from mbsim.drifts.curve import FARTHEST, MOST_NODES, Curve, Descends, Descent, Far, error_of_f
 from mbsim.errors import check_number
 from mbsim.statistics import Interval
 
@@ -54,13 +54,16 @@ def _floors(
 
 def _up_to_positive(drift: Descends, half_step: float, rate: float) -> Curve:
     """A curve up to where f is positive for good: proven where there is a tail."""
-    curve = Curve.first(drift, rate, math.inf)
+    curve, farthest = (
+        Curve.first(drift, rate, math.inf),
+        FARTHEST * max(drift.noise_size, drift.scale),
+    )
     far = Far.of(drift, half_step, rate, curve.reach)
     if far is not None and far.slope > 0:
         # f ≥ slope r² − a r − b is positive beyond its larger root.
-        root = far.a + math.sqrt(far.a**2 + 4 * far.slope * far.b)
-        curve = curve.up_to(1.01 * root / (2 * far.slope))
-    while curve.s.size < MOST_NODES // 2:
+        root = far.a + math.sqrt(far.a * far.a + 4 * far.slope * far.b)
+        curve = curve.up_to(min(1.01 * root / (2 * far.slope), farthest))
+    while curve.s.size < MOST_NODES // 2 and curve.reach < farthest:
         last = Descent(curve, half_step)
         if last.shape[-1] > last.error[-1]:
             break
@@ -70,7 +73,7 @@ def _up_to_positive(drift: Descends, half_step: float, rate: float) -> Curve:
 
 def _largest_root(descent: Descent, direction: float) -> float:
     """The largest root of f + direction × error: intervals that may hide one are taken apart."""
-    while True:
+    while descent.finite:
         curve = descent.curve
         level = descent.shape + direction * descent.error
         negative = np.flatnonzero(level <= 0)
@@ -86,6 +89,8 @@ def _largest_root(descent: Descent, direction: float) -> float:
         if finer is None:
             break
         descent = Descent(finer, descent.half_step)
+    else:
+        return math.inf
     return _root_between(descent, last, direction) if last >= 0 else 0.0
 
 

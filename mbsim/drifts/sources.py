@@ -22,6 +22,7 @@ from mbsim.clipping import Rule, looks_at_own_norm, rank_of
 from mbsim.drifts.law import MicroBatchLaw
 from mbsim.drifts.layer_cake import of_lengths, of_rank
 from mbsim.drifts.steps import StepSample
+from mbsim.errors import InvalidArgument
 from mbsim.problems.noise import Gaussian, facts_of
 from mbsim.problems.problem import Problem
 
@@ -37,10 +38,10 @@ _CROWD = 256
 # and M of A and M, for parts can agree by chance; of what is listed exactly, a share is left out.
 _TIMES, _BY_CHANCE, _LEFT_OUT = 4.0, 2e-5, 1e-9
 # Norms beyond this are as good as infinite to a rule.
-_LONG = 1e300
+_LONG, _LARGEST = 1e300, np.finfo(float).max
 # Groups of steps whose means a standard error comes from, and the fewest where steps are large;
-# micro-batches of a block, and the most examples drawn for one value.
-_GROUPS, _FEWEST_GROUPS, _BLOCK, _EXAMPLES = 64, 8, 2**16, 2**25
+# micro-batches of a block, and the most of a step, for memory; the most examples drawn for a value.
+_GROUPS, _FEWEST_GROUPS, _BLOCK, _CROWDED, _EXAMPLES = 64, 8, 2**16, 2**20, 2**25
 
 
 @value
@@ -82,13 +83,13 @@ class DriftValues:
         drift: Array,
         numerical: Array,
         aim: float | None,
+        standard: Array | None = None,
         covariance: Array | None = None,
         df: Array | None = None,
     ) -> DriftValues:
-        """Values from A and M and their errors, ``[2, points]``; covariances ``[points, 2, 2]``."""
-        if covariance is None:
-            covariance = np.zeros((grad_norm.size, 2, 2))
-        standard = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)).T
+        """Values from A and M and their errors, ``[2, points]`` each."""
+        if standard is None:
+            standard = np.zeros_like(drift)
         with np.errstate(invalid="ignore"):  # of an infinite M
             within = np.less_equal(standard + numerical, (aim or 0.0) * np.abs(drift))
         return cls(
@@ -97,7 +98,7 @@ class DriftValues:
             second_moment=drift[1],
             progress_standard_error=standard[0],
             second_moment_standard_error=standard[1],
-            covariance=covariance[:, 0, 1],
+            covariance=np.zeros_like(grad_norm) if covariance is None else covariance,
             progress_numerical_error=numerical[0],
             second_moment_numerical_error=numerical[1],
             df=np.full_like(grad_norm, math.inf) if df is None else df,
@@ -108,15 +109,21 @@ class DriftValues:
     def descent(self, half_step: float) -> tuple[Array, Array, Array]:
         """f = r A − λ M for λ = `half_step` = ηL/2, its standard error and its numerical error."""
         r = self.grad_norm
-        f = r * self.progress
-        if half_step:  # 0 times an infinite M is no number
-            f = f - half_step * self.second_moment
-        variance = np.square(r * self.progress_standard_error)
-        variance += np.square(half_step * self.second_moment_standard_error)
-        variance -= 2 * r * half_step * self.covariance
-        numerical = r * self.progress_numerical_error
-        numerical = numerical + half_step * self.second_moment_numerical_error
-        return f, np.sqrt(np.maximum(variance, 0)), numerical
+        with np.errstate(over="ignore", invalid="ignore"):
+            f = r * self.progress
+            standard = r * self.progress_standard_error
+            numerical = r * self.progress_numerical_error
+            if not half_step:  # 0 times an infinite M is no number
+                return f, standard, numerical
+            other = half_step * self.second_moment_standard_error
+            variance = standard**2 + other**2 - 2 * r * half_step * self.covariance
+            both = np.sqrt(np.maximum(variance, 0))
+            return (
+                f - half_step * self.second_moment,
+                # It is at most the sum of the two, which is said where squares are too large.
+                np.where(np.isfinite(both), both, standard + other),
+                numerical + half_step * self.second_moment_numerical_error,
+            )
 
 
 class Source(Protocol):
@@ -311,14 +318,15 @@ class _Integrated:
             drift, spread = of_rank(points, self.m, rank)
         else:
             norms = np.minimum(points.norm * unit, _LONG)
-            lengths = norms * self.rule.factors(norms) / unit
-            drift, spread = of_lengths(points, lengths, self.m)
+            lengths = norms * self.rule.factors(norms)
+            unit = lengths.max() or 1.0
+            drift, spread = of_lengths(points, lengths / unit, self.m)
         natural = np.stack([np.sqrt(np.abs(drift[1])), np.abs(drift[1])])
         if r == 0 and self._symmetric:
             drift[0] = spread[0] = 0.0
         error = _TIMES * spread + np.where(spread > 0, _BY_CHANCE, 0.0) * natural
         drift, error = _out_of_units(drift, unit), _out_of_units(error, unit)
-        return drift, np.where(np.isfinite(drift), error, 0.0)
+        return drift, np.where(np.isfinite(drift), np.minimum(error, _LARGEST), 0.0)
 
 
 class _Sampled:
@@ -332,6 +340,11 @@ class _Sampled:
     def __init__(
         self, problem: Problem, rule: Rule, b: int, m: int, draws: int, seed: SeedSequence
     ) -> None:
+        if m > _CROWDED:
+            raise InvalidArgument(
+                f"batch_size={b * m} with micro_batch_size={b} makes {m:,} micro-batches a step, "
+                f"and at most {_CROWDED:,} are sampled"
+            )
         self.problem, self.rule, self.b, self.m, self.seed = problem, rule, b, m, seed
         self._groups = max(_FEWEST_GROUPS, min(_GROUPS, _BLOCK // m))
         wanted = min(_BLOCK, _EXAMPLES // (16 * b)) // (self._groups * m)
@@ -343,33 +356,44 @@ class _Sampled:
         self._stops = rank_of(rule, m) == 0 and problem.draggers.norm_ratio == 0
 
     def values(self, grad_norm: Array, relative_error: float | None) -> DriftValues:
-        drift, covariance = np.zeros((2, grad_norm.size)), np.zeros((grad_norm.size, 2, 2))
-        df = np.zeros(grad_norm.size)
+        drift, standard = np.zeros((2, 2, grad_norm.size))
+        covariance, df = np.zeros((2, grad_norm.size))
         with progress(grad_norm.size, "drift, sampled") as bar:
             for i, r in enumerate(grad_norm.tolist()):
-                drift[:, i], covariance[i], df[i] = self._one(r, relative_error)
+                drift[:, i], standard[:, i], covariance[i], df[i] = self._one(r, relative_error)
                 bar.update(i + 1)
         none = np.zeros_like(drift)
-        return DriftValues.of("sample", grad_norm, drift, none, relative_error, covariance, df)
+        return DriftValues.of(
+            "sample", grad_norm, drift, none, relative_error, standard, covariance, df
+        )
 
     @np.errstate(over="ignore", invalid="ignore")
-    def _one(self, r: float, aim: float | None) -> tuple[Array, Array, int]:
-        """A and M, their covariance and its df: from so many blocks as the aim asks for."""
-        rows = np.zeros((0, 4))
+    def _one(self, r: float, aim: float | None) -> tuple[Array, Array, float, int]:
+        """A and M, their standard errors, the covariance of these, its df.
+
+        From so many blocks as the aim asks for.
+        """
+        rows, unit = np.zeros((0, 4)), 0.0
         for number in range(1 if aim is None else self._most):
-            moments = self._block(number).moments(r, self.rule)
+            moments, own = self._block(number).moments(r, self.rule)
+            unit = unit or own
+            moments[:2] *= np.array([[own / unit], [(own / unit) ** 2]])
             groups = moments.reshape(4, self._groups, -1).mean(axis=2).T
             rows = np.concatenate([rows, groups])
             mean, covariance, df = _regressed(rows)
-            if (np.sqrt(np.diag(covariance)) <= (aim or 0.0) * np.abs(mean)).all():
+            standard = np.sqrt(np.diag(covariance))
+            if (standard <= (aim or 0.0) * np.abs(mean)).all():
                 break
         p_empty = self.problem.draggers.probability**self.b if self._stops else 0.0
-        unit = np.float64(max(r, self.problem.noise.sigma) or 1.0)
-        scale = (1 - p_empty) ** self.m * np.array([unit, unit * unit])
-        mean, covariance = mean * scale, covariance * np.multiply.outer(scale, scale)
+        chance = (1 - p_empty) ** self.m
+        mean, standard = (
+            _out_of_units(part * chance, np.float64(unit)) for part in (mean, standard)
+        )
         # What is infinite is so without an error.
-        covariance[~(np.isfinite(mean)[:, None] & np.isfinite(mean))] = 0.0
-        return mean, covariance, df
+        finite = np.isfinite(mean)
+        standard = np.where(finite, np.minimum(standard, _LARGEST), 0.0)
+        both = covariance[0, 1] * chance**2 * unit * unit * unit
+        return mean, standard, float(both) if finite.all() else 0.0, df
 
     def _block(self, number: int) -> StepSample:
         while len(self._blocks) <= number:

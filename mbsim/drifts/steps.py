@@ -36,7 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim._shared.values import value
-from mbsim.clipping import Rule
+from mbsim.clipping import Rule, rank_of
 from mbsim.errors import (
     InvalidArgument,
     check_array,
@@ -226,8 +226,8 @@ class StepSample:
         h = np.hypot(across, np.hypot(shared, own))
         return _Parts(unit, r, along, across, shared, own, h, np.hypot(along, h))
 
-    def moments(self, grad_norm: float, rule: Rule) -> Array:
-        """⟨u, e⟩ and E‖u‖² given the scalars of every step, in a unit that comes with them.
+    def moments(self, grad_norm: float, rule: Rule) -> tuple[Array, float]:
+        """⟨u, e⟩ and E‖u‖² given the scalars of every step, and the unit of u that they are in.
 
         Besides two controls, whose expectations are 0: the mean of ⟨X, e⟩ and the share of benign
         examples, less what they are on average.
@@ -237,18 +237,23 @@ class StepSample:
             rule: the clipping rule.
 
         Returns:
-            ``[4, steps]``.
+            ``[4, steps]``, and the unit.
         """
         x, draggers = self._at(grad_norm), self.problem.draggers
-        norms = np.minimum(x.norm * x.unit, _LONG)
-        factors = rule.factors(norms)
+        if rank_of(rule, x.norm.shape[1]) is not None:  # of any unit
+            unit, factors = x.unit, rule.factors(x.norm)
+        else:
+            norms = np.minimum(x.norm * x.unit, _LONG)
+            lengths = norms * rule.factors(norms)
+            unit = float(lengths.max()) or 1.0
+            factors = _ratio(lengths / unit, x.norm)
         progress, second = _moments(x, factors)
         benign = 1 - draggers.probability
         sigma = self.problem.noise.sigma / x.unit
         length = draggers.norm_ratio * math.hypot(x.r, sigma)
         expected = benign * x.r + (1 - benign) * draggers.along * length
         controls = x.along.mean(axis=1) - expected, self.drawn.benign.mean(axis=1) - benign
-        return np.stack([progress, second, *controls])
+        return np.stack([progress, second, *controls]), unit
 
     def _quantities(self, grad_norm: float) -> Array:
         """Every quantity of every step, ``[8, steps]`` in the order of :class:`StepQuantities`."""
