@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from mbsim._shared.values import value
-from mbsim.drifts.curve import FARTHEST, MOST_NODES, Curve, Descends, Descent, Far
+from mbsim.drifts.curve import FARTHEST, MOST_NODES, TOO_LARGE, Curve, Descends, Descent, Far
 from mbsim.drifts.sources import DriftValues
 from mbsim.errors import InvalidArgument, check_integer, check_number
 from mbsim.verdicts import Refusal
@@ -214,9 +214,9 @@ def _no_bound(drift: Descends, far: Far | None, half_step: float) -> str:
 
 def _says_nothing(far: Far | None, values: DriftValues) -> str:
     """Why the least bound is infinite."""
-    if not np.isfinite(values.second_moment).all():
-        r = values.grad_norm[~np.isfinite(values.second_moment)].min()
-        return f"at the gradient norm {r:.3g} M is beyond the largest floating-point number"
+    if (largest := values.second_moment.max()) > TOO_LARGE:
+        r = values.grad_norm[values.second_moment.argmax()]
+        return f"at the gradient norm {r:.3g} the second moment of a step is {largest:.3g}"
     slope = far.slope if far is not None else 0.0
     return (
         f"for large r f(r)/r² goes to {slope:.3g}, too close to 0 for a bound that says "
@@ -267,7 +267,7 @@ def _solve(
     """Solve; extend the grid until the tail is no limit; refine it until margins do not matter."""
     while True:
         descent, far = Descent(curve, half_step), None
-        if not descent.finite:
+        if not descent.moderate:
             return curve, _Solution(math.inf, 0.0, math.inf)
         if math.isinf(largest):
             far = Far.of(curve.drift, half_step, curve.rate, curve.reach)
@@ -428,6 +428,6 @@ def _value(drift: Descends, curve: Curve | None, half_step: float, budget: float
             return _written_down(far, budget).value
     assert curve is not None
     descent = Descent(curve, half_step)
-    if not descent.finite:
+    if not descent.moderate:
         return math.inf
     return _optimum(descent, budget, _least_x(far), margins=False).value

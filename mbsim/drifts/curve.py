@@ -33,6 +33,8 @@ Mask = NDArray[np.bool_]
 _SPACING, _FAR_SPACING = 0.75, 1.2
 # The grid reaches at first to so many σ, and never further than to so many.
 _FIRST_REACH, FARTHEST = 5.0, 1e9
+# f, M and their errors over r² + r₀² must stay below this, for room to work with them.
+TOO_LARGE = 1e100
 # The most nodes of a grid, and how close they may come: at a jump of f no distance is small enough.
 MOST_NODES, _CLOSEST = 400, 1e-9
 
@@ -199,17 +201,19 @@ class Descent:
     half_step: float
 
     @cached_property
+    @np.errstate(over="ignore")
     def shape(self) -> Array:
         """f/(r² + r₀²) at the nodes."""
         shape: Array = self.curve.values.descent(self.half_step)[0] / self.curve.size(self.curve.s)
         return shape
 
     @property
-    def finite(self) -> bool:
-        """Whether f is a number at every node: M can be beyond the largest float."""
-        return bool(np.isfinite(self.shape).all() and np.isfinite(self.error).all())
+    def moderate(self) -> bool:
+        """Whether f, at every node, is a number that floating point leaves room for."""
+        return bool((np.abs(self.shape) + self.error < TOO_LARGE).all())
 
     @cached_property
+    @np.errstate(over="ignore")
     def error(self) -> Array:
         """What the errors of A and M may make of it."""
         curve = self.curve
@@ -278,6 +282,7 @@ class Far:
     exact: bool
 
     @classmethod
+    @np.errstate(over="ignore")
     def of(cls, drift: Descends, half_step: float, rate: float, start: float) -> Far | None:
         """For r ≥ `start`; None where the update does not grow in proportion to r."""
         tail = drift.tail
@@ -286,7 +291,7 @@ class Far:
         values, kappa = tail.values, tail.kappa(start)
         error = _quantile(values.df, rate) * values.second_moment_standard_error
         error += values.second_moment_numerical_error
-        if not math.isfinite(values.second_moment[0]):
+        if values.second_moment[0] > TOO_LARGE:
             return cls(slope=-math.inf, a=0.0, b=0.0, start=start, exact=False)
         root = math.sqrt((values.second_moment + error)[0])
         slope = values.descent(half_step)[0] - error_of_f(values, half_step, rate)

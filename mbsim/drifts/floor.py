@@ -54,10 +54,8 @@ def _floors(
 
 def _up_to_positive(drift: Descends, half_step: float, rate: float) -> Curve:
     """A curve up to where f is positive for good: proven where there is a tail."""
-    curve, farthest = (
-        Curve.first(drift, rate, math.inf),
-        FARTHEST * max(drift.noise_size, drift.scale),
-    )
+    curve = Curve.first(drift, rate, math.inf)
+    farthest = FARTHEST * (max(drift.noise_size, drift.scale) or curve.reach)
     far = Far.of(drift, half_step, rate, curve.reach)
     if far is not None and far.slope > 0:
         # f ≥ slope r² − a r − b is positive beyond its larger root.
@@ -73,7 +71,7 @@ def _up_to_positive(drift: Descends, half_step: float, rate: float) -> Curve:
 
 def _largest_root(descent: Descent, direction: float) -> float:
     """The largest root of f + direction × error: intervals that may hide one are taken apart."""
-    while descent.finite:
+    while descent.moderate:
         curve = descent.curve
         level = descent.shape + direction * descent.error
         negative = np.flatnonzero(level <= 0)

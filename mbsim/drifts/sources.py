@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.random import SeedSequence
@@ -243,7 +243,7 @@ def _in_units(grad_norm: Array, sigma: float) -> tuple[Array, Array]:
 
 
 @np.errstate(over="ignore")
-def _out_of_units(drift: Array, unit: Array) -> Array:
+def _out_of_units(drift: Array, unit: Any) -> Array:
     """A and M, ``[2, …]``, from their units."""
     return np.stack([drift[0] * unit, drift[1] * unit * unit])
 
@@ -386,9 +386,7 @@ class _Sampled:
                 break
         p_empty = self.problem.draggers.probability**self.b if self._stops else 0.0
         chance = (1 - p_empty) ** self.m
-        mean, standard = (
-            _out_of_units(part * chance, np.float64(unit)) for part in (mean, standard)
-        )
+        mean, standard = (_out_of_units(part * chance, unit) for part in (mean, standard))
         # What is infinite is so without an error.
         finite = np.isfinite(mean)
         standard = np.where(finite, np.minimum(standard, _LARGEST), 0.0)

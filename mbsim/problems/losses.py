@@ -144,10 +144,10 @@ class LogCosh:
     def value(self, w: Array) -> Array:
         """Σ log cosh w_i, written so that it neither overflows nor loses its small values."""
         size = np.abs(w)
-        # log cosh x = x + log((1 + e^-2x)/2); near 0 that cancels, and ½x² - x⁴/12 is exact.
+        # log cosh x = x + log((1 + e^-2x)/2) cancels near 0, where it is log(1 + 2 sinh²(x/2)).
         far = size + np.log1p(np.exp(-2 * size)) - np.log(2)
-        near = np.square(size) * (0.5 - np.square(size) / 12)
-        total: Array = np.where(size < 1e-3, near, far).sum(axis=-1)
+        near = np.log1p(2 * np.square(np.sinh(np.minimum(size, 1) / 2)))
+        total: Array = np.where(size < 1, near, far).sum(axis=-1)
         return total
 
     def gradient(self, w: Array) -> Array:
