@@ -63,10 +63,10 @@ def room_of(module: str) -> str:
     return f"{module}.".split(".")[1]
 
 
-def imports_of_rooms(package: Path) -> Imports:
+def imports_of_rooms() -> Imports:
     """For every room, the other rooms that it imports."""
     found: Imports = {room: set() for room in ROOMS}
-    for module, others in imports(package).items():
+    for module, others in imports(PACKAGE).items():
         if room := room_of(module):
             found[room] |= {room_of(other) for other in others} - {room}
     return found
@@ -174,9 +174,9 @@ def layout(graph: Imports, row_of: dict[str, int]) -> tuple[dict[str, int], int]
     return whole, round(right - left + 2 * MARGIN - GAP)
 
 
-def picture(package: Path) -> str:
+def picture() -> str:
     """The picture, as the text of an SVG file."""
-    graph = without_what_follows(imports_of_rooms(package))
+    graph = without_what_follows(imports_of_rooms())
     rows: list[list[str]] = [[]]
     for room in ROOMS:  # in their order, and none imports from its own row
         if graph[room] & {*rows[-1]}:
@@ -210,4 +210,4 @@ def picture(package: Path) -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("architecture.svg").write_text(picture(PACKAGE), encoding="utf-8")
+    Path(__file__).with_name("architecture.svg").write_text(picture(), encoding="utf-8")

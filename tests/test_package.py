@@ -159,7 +159,7 @@ ARCHITECTURE = (DOCS / "architecture.md").read_text(encoding="utf-8")
 
 
 def test_the_picture_of_the_rooms_is_what_is_drawn_from_the_imports():
-    drawn = architecture.picture(HERE)
+    drawn = architecture.picture()
     kept = (DOCS / "architecture.svg").read_bytes()
     assert kept == drawn.encode(), "draw it again: python docs/draw_architecture.py"
 
