@@ -1,6 +1,5 @@
 """The package as a whole: what it imports, who may import whom, its docstrings, its documents."""
 
-import ast
 import doctest
 import importlib
 import inspect
@@ -8,10 +7,13 @@ import json
 import pkgutil
 import re
 import tomllib
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import draw_architecture as architecture
 import processes
 import pytest
+from draw_architecture import ROOMS, STRANGERS, room_of
 
 import mbsim
 
@@ -65,67 +67,116 @@ def test_every_public_name_is_there():
 
 # ------------------------------------------------------------------------- rooms
 
-# A room imports only from rooms above it; those of one line see each other.
-ROOMS = [
-    "errors", "_shared", "clipping", "methods", "statistics", "verdicts", "plots", "problems",
-    "simulation", "drifts", "gradients", "theory", "choosing", "checking", "sweeps", "study",
-    "testing", "extra", "cli", "__main__",
-]  # fmt: skip
-FLOOR = {room: floor for floor, room in enumerate(ROOMS)}
-# What checks must not depend on what is checked.
-STRANGERS = {"theory", "drifts", "simulation"}
+IMPORTS = architecture.imports(HERE)
 
 
-def room_of(module):
-    """The room of ``mbsim.a.b`` is a."""
-    return module.split(".")[1]
+def test_the_rooms_are_those_of_the_list():
+    assert {room_of(module) for module in IMPORTS} == {*ROOMS, ""}, "give every room its place"
 
 
-def imports_of(path, module):
-    """The modules of the package that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("mbsim"))
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = module.split(".")[: -node.level]
-                base = ".".join([*parents, *([node.module] if node.module else [])])
-            if base == "mbsim":
-                yield from (f"mbsim.{alias.name}" for alias in node.names)
-            elif base.startswith("mbsim."):
-                yield base
-
-
-def modules():
-    for path in sorted(HERE.rglob("*.py")):
-        parts = path.relative_to(HERE).with_suffix("").parts
-        if parts != ("__init__",):  # the front door, lazy, sees every room
-            yield path, ".".join(["mbsim", *(p for p in parts if p != "__init__")])
-
-
-@pytest.mark.parametrize(("path", "module"), [pytest.param(*m, id=m[1]) for m in modules()])
-def test_a_room_imports_only_from_rooms_above(path, module):
+@pytest.mark.parametrize("module", sorted({*IMPORTS} - {"mbsim"}))
+def test_a_room_imports_only_from_rooms_above(module):
     room = room_of(module)
-    assert room in FLOOR, f"{module}: give the room {room} a place in the list"
-    for imported in imports_of(path, module):
+    for imported in IMPORTS[module]:
         assert imported != "mbsim", f"{module} imports the front door; import from the room"
         other = room_of(imported)
-        allowed = other == room or FLOOR[other] < FLOOR[room]
+        allowed = other == room or ROOMS.index(other) < ROOMS.index(room)
         assert allowed, f"{module} may not import {imported}"
         assert other == room or not {room, other} <= STRANGERS, f"{module} imports {imported}"
 
 
-def test_the_wall_between_rooms_can_be_hit(tmp_path):
-    """The negative control of the test above: all forms of import are seen."""
-    file = tmp_path / "x.py"
-    file.write_text(
-        "import mbsim.simulation.run\nfrom mbsim import study\n"
-        "def f():\n    from ..simulation import run\n    from mbsim.cli import main\n",
-        encoding="utf-8",
+def circle_in(imports):
+    """Modules that import each other in a circle, or none."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circle_in(IMPORTS) == []
+
+
+def house(folder, **files):
+    """What the reader finds in a package made up of these modules; ``a__b`` is a/b.py."""
+    for name, text in {"__init__": "", **files}.items():
+        path = folder.joinpath("house", *re.split(r"(?<=[a-z])__(?=[a-z_])", f"{name}.py"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return architecture.imports(folder / "house")
+
+
+def test_the_reader_sees_every_form_of_import(tmp_path):
+    """The negative control of the walls between rooms."""
+    found = house(
+        tmp_path,
+        attic__roof="",
+        attic____init__="from . import roof",
+        bell="",
+        cellar____init__="from .stairs import down",
+        cellar__shelf="",
+        cellar__stairs="import json, house.bell\n"
+        "def f():\n    from . import shelf\n    from ..attic.roof import tile\n",
+        door="from house import attic, ring\nif TYPE_CHECKING:\n    from .cellar import stairs\n",
     )
-    found = list(imports_of(file, "mbsim.theory.x"))
-    assert sorted(found) == ["mbsim.cli", "mbsim.simulation", "mbsim.simulation.run", "mbsim.study"]
+    assert found == {
+        "house": set(),
+        "house.attic": {"house.attic.roof"},
+        "house.attic.roof": set(),
+        "house.bell": set(),
+        "house.cellar": {"house.cellar.stairs"},
+        "house.cellar.shelf": set(),
+        "house.cellar.stairs": {
+            "house.bell", "house.cellar.shelf", "house.attic", "house.attic.roof",
+        },
+        "house.door": {"house", "house.attic", "house.cellar", "house.cellar.stairs"},
+    }  # fmt: skip
+    assert circle_in(found) == []
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "def f():\n    from house import hall",
+        "if TYPE_CHECKING:\n    from ..hall import lamp",
+        "class C:\n    def f(self):\n        import house.hall",
+        "from house.cellar import down",  # its own folder's __init__, which imports it
+        "import house.cellar.stairs",  # itself
+    ],
+)
+def test_a_hidden_circle_is_found(tmp_path, hidden):
+    files = {"hall": "from house import cellar", "cellar____init__": "from .stairs import down"}
+    assert circle_in(house(tmp_path / "without", **files, cellar__stairs="")) == []
+    circle = circle_in(house(tmp_path / "with", **files, cellar__stairs=hidden))
+    assert "house.cellar.stairs" in circle
+
+
+# ------------------------------------------------------------------------- the page on them
+
+
+ARCHITECTURE = (DOCS / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_picture_of_the_rooms_is_what_is_drawn_from_the_imports():
+    drawn = architecture.picture()
+    kept = (DOCS / "architecture.svg").read_bytes()
+    assert kept == drawn.encode(), "draw it again: python docs/draw_architecture.py"
+
+
+def test_the_page_says_of_every_room_in_one_sentence_what_it_is_for():
+    rows = re.findall(r"^\| `(\w+)/?` \| (.+) \|$", ARCHITECTURE, flags=re.M)
+    assert [room for room, _ in rows] == ROOMS
+    for room, sentence in rows:
+        assert re.fullmatch(r"[^.;]+\.", re.sub(r"`[^`]*`", "", sentence)), room
+
+
+def test_the_files_and_tests_that_the_page_names_are_there():
+    named = re.findall(r"`((?:mbsim|tests|docs)/[\w/]+\.\w+)(?:::(\w+))?`", ARCHITECTURE)
+    assert len(named) >= 10
+    for path, test in named:
+        assert (ROOT / path).is_file(), path
+        assert f"def {test}(" in (ROOT / path).read_text("utf-8") if test else True, test
 
 
 # ------------------------------------------------------------------------- docstrings
