@@ -14,14 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.random import SeedSequence
 
-from mbsim._shared.seeds import child
 from mbsim.checking.check import NEAR, Examination
-from mbsim.choosing.tuning import simulate
 from mbsim.drifts.certificate import Certificate
-from mbsim.problems.setting import Setting
-from mbsim.simulation.run import Run
 from mbsim.statistics import Interval
 from mbsim.theory.bound import Bound
 from mbsim.verdicts import REFUTED, Comparison, Refusal, Verdict
@@ -34,25 +29,11 @@ __all__ = [
     "nearest",
     "over_all",
     "shifted",
-    "simulated",
     "slack",
 ]
 
 # The rate of one comparison, of which there are some hundreds; the excess that would be seen.
 EACH, RESOLVED = 1e-6, 0.05
-
-
-def simulated(setting: Setting, number: int, rng: int, replicates: int, *, look: int = 0) -> Run:
-    """A setting's run; every look has a stream of its own."""
-    return simulate(
-        setting.problem,
-        setting.method,
-        batch_size=setting.batch_size,
-        step_size=setting.step_size,
-        steps=setting.steps,
-        replicates=replicates,
-        rng=child(SeedSequence(rng), "family runs", number, look),
-    )
 
 
 def excess(name: str, problem: int, measured: Interval, kind: str = "", **details: Any) -> Verdict:

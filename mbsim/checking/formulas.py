@@ -8,14 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.random import SeedSequence
 
 from mbsim._shared.progress import progress
+from mbsim._shared.seeds import child
 from mbsim.checking.check import NEAR, Examination
-from mbsim.checking.excess import RESOLVED, excess_on_run, over_all, simulated, slack
+from mbsim.checking.excess import RESOLVED, excess_on_run, over_all, slack
 from mbsim.checking.family import drawn, setting_of
 from mbsim.choosing.tuning import step_size_for
 from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.problems.setting import Setting
+from mbsim.simulation.run import run_setting
 from mbsim.theory.bound import Bound, Condition, formula_bound
 from mbsim.theory.parser import parse_formula
 from mbsim.theory.quantities import SETTINGS
@@ -157,7 +160,8 @@ def _held(
             setting = replace(setting, step_size=step_size)
         replicates = _REPLICATES
         for look in range(_LOOKS):
-            run = simulated(setting, number, seed, replicates, look=look)
+            rng = child(SeedSequence(seed), "family runs", number, look)
+            run = run_setting(setting, replicates=replicates, rng=rng)
             one = excess_on_run(Examination(run=run, rng=number), bound, bound.name)
             if one.status != INCONCLUSIVE or decided:
                 break

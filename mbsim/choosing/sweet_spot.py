@@ -41,7 +41,7 @@ from mbsim.errors import InvalidArgument, check_integer, divisors, shown
 from mbsim.methods import MicroBatchClipping
 from mbsim.problems.problem import Problem
 from mbsim.problems.setting import Setting
-from mbsim.simulation.run import check_problem, simulate
+from mbsim.simulation.run import check_problem, run_setting
 from mbsim.verdicts import Refusal
 
 __all__ = ["CRITERIA", "SweetSpot", "sweet_spot"]
@@ -321,16 +321,8 @@ def _evaluated(bound: Any, values: Mapping[str, Any]) -> float | Refusal:
 def _simulated(
     setting: Setting, seed: SeedSequence, replicates: int
 ) -> NDArray[np.float64] | Refusal:
-    run = simulate(
-        setting.problem,
-        setting.method,
-        batch_size=setting.batch_size,
-        step_size=setting.step_size,
-        steps=setting.steps,
-        replicates=replicates,
-        record_every=setting.steps,
-        rng=child(seed, setting.micro_batch_size),
-    )
+    rng = child(seed, setting.micro_batch_size)
+    run = run_setting(setting, replicates=replicates, rng=rng, record_every=setting.steps)
     if run.diverged.any():
         reason = f"{run.diverged.sum()} of {run.replicates} replicates diverged"
         return Refusal(reason, of="mean")

@@ -17,7 +17,7 @@ from mbsim._shared.files import replacing, writable_folder
 from mbsim._shared.progress import progress
 from mbsim._shared.records import to_json
 from mbsim._shared.version import __version__
-from mbsim.study import digits, floors, rates, slacks, sweet_spots
+from mbsim.study import bounds_hold, digits, floors, rates, sweet_spots
 from mbsim.study.claim import Study
 from mbsim.verdicts import Verdict
 
@@ -30,7 +30,7 @@ CLAIMS = (
     floors.BIAS_NEEDS_SKEW,
     floors.SWEET_SPOT,
     digits.TRAINING_SWEET_SPOT,
-    slacks.BOUNDS_HOLD,
+    bounds_hold.BOUNDS_HOLD,
     sweet_spots.SWEET_SPOT_PREDICTED,
     sweet_spots.INTERIOR_BIAS,
 )
