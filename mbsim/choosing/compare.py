@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from numpy.random import Generator, SeedSequence
 
 from mbsim import statistics
+from mbsim._shared import tables
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
@@ -69,10 +70,8 @@ class MethodComparison:
     def __str__(self) -> str:
         how = "paired: the same examples" if self.paired else "unpaired: examples of the same law"
         head = ("method", "mean ‖g‖² over the run", "minus the first")
-        table = [head, *self._rows()]
-        widths = [max(len(row[i]) for row in table) for i in range(3)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in table]
-        return "\n".join([f"Comparison ({how}; 99 % intervals)", *(x.rstrip() for x in lines)])
+        lines = tables.as_text([head, *self._rows()])
+        return "\n".join([f"Comparison ({how}; 99 % intervals)", *lines])
 
     __repr__ = __str__
 

@@ -31,6 +31,7 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
 from mbsim import statistics
+from mbsim._shared import tables
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
@@ -113,20 +114,14 @@ class SweetSpot:
         lines = [f"SweetSpot by {self.by}: {best} of {self.batch_size} ({self.reason})"]
         if self.continuous is not None:
             lines.append(f"  lowest at b = {self.continuous:.4g} if it need not be whole")
-        lines += [f"  {b:>6}  {number:>10}  {mark}".rstrip() for b, number, mark in self._rows()]
-        return "\n".join(lines)
+        rows = tables.as_text(self._rows(), align=">>", least=(6, 10))
+        return "\n".join([*lines, *(f"  {row}" for row in rows)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        import html
-
-        cells = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
-            for row in self._rows()
-        )
-        title = html.escape(str(self).partition("\n")[0])
-        return f"<p>{title}</p><table><tr><th>b</th><th>{self.by}</th><th></th></tr>{cells}</table>"
+        title = str(self).partition("\n")[0]
+        return tables.as_html(self._rows(), head=("b", self.by, ""), caption=title)
 
 
 def sweet_spot(

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
+from mbsim._shared import tables
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import set_field, value
@@ -536,16 +537,17 @@ class TunedAccuracy:
 
     def __repr__(self) -> str:
         splits = self.test_accuracy.shape[1]
-        lines = [
+        title = (
             f"TunedAccuracy({splits} splits, {self.rule}, batch_size={self.batch_size}, "
-            f"{self.steps} steps)",
-            "    b   test accuracy ± standard error   median step size",
-        ]
+            f"{self.steps} steps)"
+        )
+        rows = [("b", "test accuracy ± standard error", "median step size")]
         middle = np.median(self.step_sizes[self.chosen], axis=1)
         for size, accuracy, step_size in zip(self.sizes, self.test_accuracy, middle, strict=True):
             error = accuracy.std(ddof=1) / np.sqrt(splits) if splits > 1 else np.nan
-            lines.append(f"{size:5d}   {accuracy.mean():.4f} ± {error:.4f}{step_size:>27g}")
-        return "\n".join([*lines, *filter(None, [self.warning])])
+            rows.append((str(size), f"{accuracy.mean():.4f} ± {error:.4f}", f"{step_size:g}"))
+        lines = tables.as_text(rows, align="><>", least=(5,), gap="   ")
+        return "\n".join([title, *lines, *filter(None, [self.warning])])
 
 
 def accuracy_by_micro_batch_size(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mbsim import plots
+from mbsim._shared import tables
 from mbsim._shared.files import replacing, writable_folder
 from mbsim._shared.progress import progress
 from mbsim._shared.records import to_json
@@ -86,26 +87,20 @@ class Report:
         return [(name, v.status, _decided_by(v)) for name, v in named]
 
     def __str__(self) -> str:
-        rows = self.rows()
-        wide = max(len(name) for name, _, _ in rows)
-        return "\n".join(f"{name:<{wide}}  {status:<14}  {why}" for name, status, why in rows)
+        return "\n".join(tables.as_text(self.rows(), least=(0, 14)))
 
     __repr__ = __str__
 
     def to_markdown(self) -> str:
         """The table of :meth:`rows`, for a page."""
-        rows = [("claim", "verdict", "decided by"), ("---", "---", "---"), *self.rows()]
+        rows = [_HEAD, ("---",) * 3, *self.rows()]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
     def _repr_html_(self) -> str:
-        import html
+        return tables.as_html(self.rows(), head=_HEAD)
 
-        cells = "".join(
-            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(c)}</td>" for c in row)
-            for row in self.rows()
-        )
-        head = "<tr><th>claim</th><th>verdict</th><th>decided by</th></tr>"
-        return f"<table>{head}{cells}</table>"
+
+_HEAD = ("claim", "verdict", "decided by")
 
 
 def _decided_by(verdict: Verdict) -> str:

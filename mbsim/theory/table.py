@@ -10,6 +10,7 @@ from typing import Any
 import sympy
 from numpy.typing import ArrayLike
 
+from mbsim._shared import tables
 from mbsim.errors import InvalidArgument
 from mbsim.theory.bound import Bound, tuned_step_size
 from mbsim.theory.formula import Formula, as_latex, as_text
@@ -77,14 +78,12 @@ class Table:
         return f"$$\n{self.latex()}\n$$"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in _HEAD)
-        body = [[bound.name, *map(_as_html, _cells(bound))] for bound in self.rows]
-        lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in body)
+        rows = [(bound.name, *map(_displayed, _cells(bound))) for bound in self.rows]
         notation = ", ".join(
-            _as_html(f"{sympy.latex(symbol)} = {as_latex(meaning)}")
+            _displayed(f"{sympy.latex(symbol)} = {as_latex(meaning)}")
             for symbol, meaning in self.definitions.items()
         )
-        return f"<table><tr>{head}</tr>{lines}</table><p>{notation}</p>"
+        return f"{tables.as_html(rows, head=_HEAD)}<p>{escape(notation)}</p>"
 
     def __str__(self) -> str:
         notation = [f"  {as_text(x)} = {as_text(d)}" for x, d in self.definitions.items()]
@@ -96,8 +95,8 @@ class Table:
 _HEAD = ("method", "bound", "tuned", "order", "bias")
 
 
-def _as_html(latex: str) -> str:
-    return f"$\\displaystyle {escape(latex)}$"
+def _displayed(latex: str) -> str:
+    return rf"$\displaystyle {latex}$"
 
 
 def _in_numbers(bound: Bound, values: Mapping[str, ArrayLike]) -> dict[str, Any]:
