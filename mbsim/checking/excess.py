@@ -26,7 +26,6 @@ __all__ = [
     "RESOLVED",
     "excess",
     "excess_on_run",
-    "nearest",
     "over_all",
     "shifted",
     "slack",
@@ -94,11 +93,15 @@ def shifted(interval: Interval, factor: float, shift: float) -> Interval:
     )
 
 
-def nearest(held: Sequence[Verdict]) -> Verdict | None:
-    """The problem in which a bound is nearest to being broken, of all that it applies to.
+def over_all(held: Sequence[Verdict], *, looks: int = 0) -> Comparison | None:
+    """The comparison on which a bound stands or falls: where it is nearest to being broken.
 
-    It is the one with the largest upper limit; if the bound is surely broken in some, the one in
-    which it most surely is. Of an estimate it is the one farthest off.
+    That is in the problem with the largest upper limit; if the bound is surely broken in some, in
+    the one in which it most surely is. Of an estimate it is the one farthest off.
+
+    Args:
+        held: the bound on one problem each.
+        looks: how many intervals there might have been; two for each problem, unless told.
     """
     broken = [one for one in held if one.status == REFUTED]
 
@@ -110,22 +113,11 @@ def nearest(held: Sequence[Verdict]) -> Verdict | None:
         return measured.low if broken else measured.high
 
     applied = [one for one in held if one.comparisons]
-    return max(broken or applied, key=closeness, default=None)
-
-
-def over_all(held: Sequence[Verdict], *, looks: int = 0) -> Comparison | None:
-    """The comparison on which a bound stands or falls: that of the nearest problem.
-
-    Args:
-        held: the bound on one problem each.
-        looks: how many intervals there might have been; two for each problem, unless told.
-    """
-    worst = nearest(held)
-    if worst is None:
+    if not applied:
         return None
-    (comparison,), applied = worst.comparisons, sum(bool(one.comparisons) for one in held)
-    what = f"{comparison.what}, the nearest of {applied}"
-    rate = EACH * (looks or 2 * applied)  # that any of them misses
+    (comparison,) = max(broken or applied, key=closeness).comparisons
+    what = f"{comparison.what}, the nearest of {len(applied)}"
+    rate = EACH * (looks or 2 * len(applied))  # that any of them misses
     return replace(
         comparison, what=what, measured=replace(comparison.measured, false_positive_rate=rate)
     )

@@ -15,7 +15,7 @@ from mbsim._shared.seeds import child
 from mbsim.checking.check import NEAR, Examination
 from mbsim.checking.excess import RESOLVED, excess_on_run, over_all, slack
 from mbsim.checking.family import drawn, setting_of
-from mbsim.choosing.tuning import step_size_for
+from mbsim.drifts.drift import drift
 from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.problems.setting import Setting
 from mbsim.simulation.run import run_setting
@@ -148,16 +148,11 @@ def _held(
     """
     quantities: dict[str, Any] = setting.quantities()
     try:
-        bound.evaluate(**{name: quantities[name] for name in bound.names})
+        bound.evaluate(**bound.picked(quantities))
         if tuned:
-            step_size = step_size_for(
-                setting.problem,
-                setting.method,
-                batch_size=setting.batch_size,
-                step_size="tuned",
-                steps=setting.steps,
-            )
-            setting = replace(setting, step_size=step_size)
+            one_step = drift(setting.problem, setting.method, batch_size=setting.batch_size)
+            tuned_step = one_step.tuned_step_size(steps=setting.steps)
+            setting = replace(setting, step_size=tuned_step)
         replicates = _REPLICATES
         for look in range(_LOOKS):
             rng = child(SeedSequence(seed), "family runs", number, look)

@@ -304,7 +304,7 @@ def _bound(setting: Setting, seed: SeedSequence) -> float | Refusal:
 
 
 def _evaluated(bound: Any, values: Mapping[str, Any]) -> float | Refusal:
-    known = {name: values[name] for name in bound.names}
+    known = bound.picked(values)
     try:
         if bound.holds(**known):
             return float(bound.evaluate(**known))

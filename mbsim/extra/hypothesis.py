@@ -501,7 +501,7 @@ def _bound_values(
         limits = []
         for expression in (c.limit for c in conditions if c.name == name):
             limit = Formula(name="a limit", expression=expression, source="")
-            limits.append(limit.evaluate(**{x: values[x] for x in limit.names}))
+            limits.append(limit.evaluate(**limit.picked(values)))
         if name == "steps":
             values[name] = max(1, *map(math.ceil, limits)) + draw(st.integers(0, 10**6))
         else:

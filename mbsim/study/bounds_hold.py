@@ -167,7 +167,7 @@ def _on_steps(case: Setting, examination: Examination, wrong: str) -> Iterator[V
 def _k_sum(examination: Examination) -> Verdict:
     """The estimate of λ taken for a lower bound on it, at a small gradient."""
     estimate, settings = theory.alignment_estimate(), examination.settings
-    right = float(estimate.evaluate(**{name: settings[name] for name in estimate.names}))
+    right = float(estimate.evaluate(**estimate.picked(settings)))
     left = examination.sample.at(1e-3 * settings["sigma"]).alignment
     interval = statistics.from_error(
         float(left.mean), float(left.standard_error), left.df, false_positive_rate=EACH
@@ -201,7 +201,7 @@ def _on_step(case: Setting, examination: Examination, r: float, wrong: str) -> I
     )
     along, squared = updates @ axis, np.square(updates).sum(axis=1)
     for name, bound in _step_bounds(wrong, coherent=case.problem.draggers.coherence > 0):
-        rights = [float(bound.evaluate(**{x: end[x] for x in bound.names})) for end in ends]
+        rights = [float(bound.evaluate(**bound.picked(end))) for end in ends]
         if bound.kind == "lower bound":  # over r, for progress can be negative
             short = statistics.mean((min(rights) - along) / r, false_positive_rate=EACH)
             yield excess(name, number, short)

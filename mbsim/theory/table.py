@@ -106,7 +106,7 @@ def _in_numbers(bound: Bound, values: Mapping[str, ArrayLike]) -> dict[str, Any]
         if not set(formula.names) <= set(values):
             return None
         try:
-            return getattr(formula, ask)(**{name: values[name] for name in formula.names})
+            return getattr(formula, ask)(**formula.picked(values))
         except InvalidArgument:  # the values are in range: the result is not finite
             return None
 
@@ -233,7 +233,7 @@ def crossover(
         raise InvalidArgument("the crossover takes numbers, not arrays; ask once for each")
 
     def number(formula: Formula) -> float:
-        return float(formula.evaluate(**{name: values[name] for name in formula.names}))
+        return float(formula.evaluate(**formula.picked(values)))
 
     (sgds, own), (sgds_bias, bias) = (
         [number(getattr(bound, part)) for bound in bounds] for part in ("constant", "bias")
@@ -243,7 +243,7 @@ def crossover(
         horizon = (lead / handicap) ** 2
         there = {**values, "steps": max(horizon, 1.0)}
         tuned = [bound.tuned for bound in bounds]
-        allowed = all(x.holds(**{name: there[name] for name in x.names}) for x in tuned)
+        allowed = all(x.holds(**x.picked(there)) for x in tuned)
         reason = f"clipping's bound is the smaller one below {horizon:.4g} steps, SGD's above"
         if not allowed:
             reason += "; there a tuned step is still longer than its theorem allows"
