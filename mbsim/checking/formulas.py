@@ -236,10 +236,7 @@ def _power(held: Sequence[Verdict], kind: str) -> dict[str, Any]:
                 "factor_where_small": _factor(small, kind),
                 "factor_where_large": _factor(large, kind),
             }
-    return {
-        "factor": _factor(held, kind),
-        "by_quantity": found,
-    }
+    return {"factor": _factor(held, kind), "by_quantity": found}
 
 
 def _in_words(power: dict[str, Any], kind: str) -> str:

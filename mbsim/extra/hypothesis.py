@@ -471,7 +471,7 @@ def bound_values(
         raise InvalidArgument(
             f"{', '.join(strangers)} is no quantity of these bounds, which have {', '.join(names)}"
         )
-    parts = {name: _drawn_from(fixed.get(name), st.nothing()) for name in fixed}
+    parts = {name: _drawn_from(part, st.nothing()) for name, part in fixed.items()}
     conditions = [c for bound in bounds for c in getattr(bound, "conditions", ()) if holding]
     return _bound_values(names, parts, conditions)
 
