@@ -55,36 +55,27 @@ def reproduce(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Run every claim and negative control; print the verdicts, write figures and a report."""
+    from rich.table import Table
+
     from mbsim.study import report as reports
 
     report = reports.reproduce(out, quick=quick, rng=seed)
     if json:
         print(to_json(report.to_dict()), end="")
     else:
-        _print_report(report, out)
+        table = Table("claim", "verdict", "decided by", show_lines=False, pad_edge=False)
+        styles = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
+        for name, status, why in report.rows():
+            table.add_row(name, f"[{styles.get(status, 'dim')}]{status}[/]", why)
+        console = _console()
+        console.print(table)
+        seconds = report.made_with["seconds"]["all"]
+        console.print(f"{seconds:.0f} s; figures and report.json are in {out}/", highlight=False)
     surprises = report.surprises()
     for line in surprises:
         print(f"not as expected: {line}", file=sys.stderr)
     if strict and surprises:
         raise typer.Exit(1)
-
-
-def _print_report(report: object, out: Path) -> None:
-    from rich.table import Table
-
-    from mbsim.study.report import Report
-
-    assert isinstance(report, Report)
-    table = Table("claim", "verdict", "decided by", show_lines=False, pad_edge=False)
-    styles = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
-    for name, status, why in report.rows():
-        table.add_row(name, f"[{styles.get(status, 'dim')}]{status}[/]", why)
-    console = _console()
-    console.print(table)
-    console.print(
-        f"{report.made_with['seconds']['all']:.0f} s; figures and report.json are in {out}/",
-        highlight=False,
-    )
 
 
 def _console() -> Console:
@@ -148,22 +139,18 @@ def sweet_spot(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """The best micro-batch size for one half of |w|^2, by one criterion."""
-    import numpy as np
-
-    from mbsim.choosing import sweet_spot as study
+    from mbsim.choosing import sweet_spot as choosing
     from mbsim.problems.draggers import Draggers
-    from mbsim.problems.losses import Quadratic
-    from mbsim.problems.problem import Problem
+    from mbsim.study.half_square import half_square
 
-    size = check_integer("dimension", dimension, minimum=1)
-    problem = Problem(
-        loss=Quadratic(np.ones(size)),
-        noise=_noise(noise, sigma, rare, df),
-        draggers=Draggers(probability=probability, norm_ratio=norm_ratio, coherence=coherence),
+    problem = half_square(
+        _noise(noise, sigma, rare, df),
+        Draggers(probability=probability, norm_ratio=norm_ratio, coherence=coherence),
+        dimension=check_integer("dimension", dimension, minimum=1),
         benign_dim=benign_dim,
-        start=np.full(size, start / np.sqrt(size)),
+        grad_norm=start,
     )
-    best = study.sweet_spot(
+    best = choosing.sweet_spot(
         problem,
         batch_size=batch_size,
         step_size=_number_or_word(step_size),

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mbsim._shared.values import declared
+from mbsim._shared.values import declared, set_field
 from mbsim.errors import (
     InvalidArgument,
     as_numbers,
@@ -143,7 +143,7 @@ class FixedNorm:
     own_norm: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "threshold", check_number("threshold", self.threshold, above=0))
+        set_field(self, "threshold", check_number("threshold", self.threshold, above=0))
 
     def factors(self, norms: Floats) -> Floats:
         """s_j = min(1, C/x_j)."""
@@ -163,7 +163,7 @@ class QuantileNorm:
     q: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "q", check_number("q", self.q, minimum=0, maximum=1))
+        set_field(self, "q", check_number("q", self.q, minimum=0, maximum=1))
 
     def factors(self, norms: Floats) -> Floats:
         """s_j = min(1, Q/x_j)."""
@@ -190,7 +190,7 @@ class UnitNorm:
     own_norm: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "epsilon", check_number("epsilon", self.epsilon, minimum=0))
+        set_field(self, "epsilon", check_number("epsilon", self.epsilon, minimum=0))
 
     def factors(self, norms: Floats) -> Floats:
         """s_j = 1/(x_j + ε)."""

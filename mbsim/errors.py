@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from typing import Any
 
 import numpy as np
@@ -61,16 +62,16 @@ def check_number(
 ) -> float:
     """`value` as a finite float within the limits given (`above` and `below` exclude their end)."""
     limits = [
-        f"{words} {limit:g}"
-        for words, limit in (
-            ("above", above),
-            ("at least", minimum),
-            ("below", below),
-            ("at most", maximum),
+        (words, within, limit)
+        for words, within, limit in (
+            ("above", operator.gt, above),
+            ("at least", operator.ge, minimum),
+            ("below", operator.lt, below),
+            ("at most", operator.le, maximum),
         )
         if limit is not None
     ]
-    rule = " and ".join(limits) or "a finite number"
+    rule = " and ".join(f"{words} {limit:g}" for words, _, limit in limits) or "a finite number"
     if not isinstance(value, numbers.Real) or isinstance(value, (bool, np.bool_)):
         raise InvalidArgument(f"{name}={shown(value)} must be a number, {rule}")
     try:
@@ -79,12 +80,7 @@ def check_number(
         number = math.inf
     if not math.isfinite(number):
         raise InvalidArgument(f"{name}={shown(value)} must be finite")
-    if (
-        (above is not None and number <= above)
-        or (minimum is not None and number < minimum)
-        or (below is not None and number >= below)
-        or (maximum is not None and number > maximum)
-    ):
+    if not all(within(number, limit) for _, within, limit in limits):
         raise InvalidArgument(f"{name}={shown(value)} must be {rule}")
     return number
 

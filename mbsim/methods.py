@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from mbsim._shared.values import set_field
 from mbsim.clipping import NoClipping, Rule, SmallestNorm, check_rule_argument
 from mbsim.errors import InvalidArgument, check_divides, check_integer, shown
 
@@ -65,7 +66,7 @@ class MicroBatchClipping:
 
     def __post_init__(self) -> None:
         size = check_integer("micro_batch_size", self.micro_batch_size, minimum=1)
-        object.__setattr__(self, "micro_batch_size", size)
+        set_field(self, "micro_batch_size", size)
         check_rule_argument(self.rule)
 
     def micro_batches(self, batch_size: int) -> int:

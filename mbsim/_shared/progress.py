@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 __all__ = ["Progress", "progress"]
 
@@ -20,7 +21,7 @@ class Progress:
     def __init__(self, total: float, text: str, *, shown: bool) -> None:
         self._total, self._text, self._shown = total, text, shown
         self._since = time.monotonic()
-        self._bar: tuple[object, object] | None = None
+        self._bar: Any = None
 
     def update(self, completed: float, text: str | None = None) -> None:
         """Say how much of the total is done, and optionally what is being done now."""
@@ -29,20 +30,17 @@ class Progress:
             return
         from rich.console import Console
         from rich.progress import Progress as Bar
-        from rich.progress import TaskID
 
         if self._bar is None:
-            bar = Bar(console=Console(stderr=True), transient=True)
-            bar.start()
-            self._bar = bar, bar.add_task(self._text, total=self._total)
-        bar, task = self._bar  # type: ignore[assignment]
-        assert isinstance(task, int)
-        bar.update(TaskID(task), completed=completed, description=self._text)
+            self._bar = Bar(console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._text, total=self._total)
+        self._bar.update(self._task, completed=completed, description=self._text)
 
     def close(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
-            self._bar[0].stop()  # type: ignore[attr-defined]
+            self._bar.stop()
 
 
 @contextmanager

@@ -14,14 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.random import SeedSequence
 
-from mbsim._shared.seeds import child
 from mbsim.checking.check import NEAR, Examination
-from mbsim.choosing.tuning import simulate
 from mbsim.drifts.certificate import Certificate
-from mbsim.problems.setting import Setting
-from mbsim.simulation.run import Run
 from mbsim.statistics import Interval
 from mbsim.theory.bound import Bound
 from mbsim.verdicts import REFUTED, Comparison, Refusal, Verdict
@@ -31,28 +26,13 @@ __all__ = [
     "RESOLVED",
     "excess",
     "excess_on_run",
-    "nearest",
     "over_all",
     "shifted",
-    "simulated",
     "slack",
 ]
 
 # The rate of one comparison, of which there are some hundreds; the excess that would be seen.
 EACH, RESOLVED = 1e-6, 0.05
-
-
-def simulated(setting: Setting, number: int, rng: int, replicates: int, *, look: int = 0) -> Run:
-    """A setting's run; every look has a stream of its own."""
-    return simulate(
-        setting.problem,
-        setting.method,
-        batch_size=setting.batch_size,
-        step_size=setting.step_size,
-        steps=setting.steps,
-        replicates=replicates,
-        rng=child(SeedSequence(rng), "family runs", number, look),
-    )
 
 
 def excess(name: str, problem: int, measured: Interval, kind: str = "", **details: Any) -> Verdict:
@@ -113,11 +93,15 @@ def shifted(interval: Interval, factor: float, shift: float) -> Interval:
     )
 
 
-def nearest(held: Sequence[Verdict]) -> Verdict | None:
-    """The problem in which a bound is nearest to being broken, of all that it applies to.
+def over_all(held: Sequence[Verdict], *, looks: int = 0) -> Comparison | None:
+    """The comparison on which a bound stands or falls: where it is nearest to being broken.
 
-    It is the one with the largest upper limit; if the bound is surely broken in some, the one in
-    which it most surely is. Of an estimate it is the one farthest off.
+    That is in the problem with the largest upper limit; if the bound is surely broken in some, in
+    the one in which it most surely is. Of an estimate it is the one farthest off.
+
+    Args:
+        held: the bound on one problem each.
+        looks: how many intervals there might have been; two for each problem, unless told.
     """
     broken = [one for one in held if one.status == REFUTED]
 
@@ -129,22 +113,11 @@ def nearest(held: Sequence[Verdict]) -> Verdict | None:
         return measured.low if broken else measured.high
 
     applied = [one for one in held if one.comparisons]
-    return max(broken or applied, key=closeness, default=None)
-
-
-def over_all(held: Sequence[Verdict], *, looks: int = 0) -> Comparison | None:
-    """The comparison on which a bound stands or falls: that of the nearest problem.
-
-    Args:
-        held: the bound on one problem each.
-        looks: how many intervals there might have been; two for each problem, unless told.
-    """
-    worst = nearest(held)
-    if worst is None:
+    if not applied:
         return None
-    (comparison,), applied = worst.comparisons, sum(bool(one.comparisons) for one in held)
-    what = f"{comparison.what}, the nearest of {applied}"
-    rate = EACH * (looks or 2 * applied)  # that any of them misses
+    (comparison,) = max(broken or applied, key=closeness).comparisons
+    what = f"{comparison.what}, the nearest of {len(applied)}"
+    rate = EACH * (looks or 2 * len(applied))  # that any of them misses
     return replace(
         comparison, what=what, measured=replace(comparison.measured, false_positive_rate=rate)
     )

@@ -8,14 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.random import SeedSequence
 
 from mbsim._shared.progress import progress
+from mbsim._shared.seeds import child
 from mbsim.checking.check import NEAR, Examination
-from mbsim.checking.excess import RESOLVED, excess_on_run, over_all, simulated, slack
+from mbsim.checking.excess import RESOLVED, excess_on_run, over_all, slack
 from mbsim.checking.family import drawn, setting_of
-from mbsim.choosing.tuning import step_size_for
+from mbsim.drifts.drift import drift
 from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.problems.setting import Setting
+from mbsim.simulation.run import run_setting
 from mbsim.theory.bound import Bound, Condition, formula_bound
 from mbsim.theory.parser import parse_formula
 from mbsim.theory.quantities import SETTINGS
@@ -145,19 +148,15 @@ def _held(
     """
     quantities: dict[str, Any] = setting.quantities()
     try:
-        bound.evaluate(**{name: quantities[name] for name in bound.names})
+        bound.evaluate(**bound.picked(quantities))
         if tuned:
-            step_size = step_size_for(
-                setting.problem,
-                setting.method,
-                batch_size=setting.batch_size,
-                step_size="tuned",
-                steps=setting.steps,
-            )
-            setting = replace(setting, step_size=step_size)
+            one_step = drift(setting.problem, setting.method, batch_size=setting.batch_size)
+            tuned_step = one_step.tuned_step_size(steps=setting.steps)
+            setting = replace(setting, step_size=tuned_step)
         replicates = _REPLICATES
         for look in range(_LOOKS):
-            run = simulated(setting, number, seed, replicates, look=look)
+            rng = child(SeedSequence(seed), "family runs", number, look)
+            run = run_setting(setting, replicates=replicates, rng=rng)
             one = excess_on_run(Examination(run=run, rng=number), bound, bound.name)
             if one.status != INCONCLUSIVE or decided:
                 break
@@ -237,10 +236,7 @@ def _power(held: Sequence[Verdict], kind: str) -> dict[str, Any]:
                 "factor_where_small": _factor(small, kind),
                 "factor_where_large": _factor(large, kind),
             }
-    return {
-        "factor": _factor(held, kind),
-        "by_quantity": found,
-    }
+    return {"factor": _factor(held, kind), "by_quantity": found}
 
 
 def _in_words(power: dict[str, Any], kind: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from numpy.random import Generator, SeedSequence
 
 from mbsim import statistics
+from mbsim._shared import tables
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
@@ -57,22 +58,16 @@ class MethodComparison:
             )
         return self.runs[index]
 
-    def _rows(self) -> list[tuple[str, str, str]]:
-        rows, step_sizes = [], {run.step_size for run in self.runs}
+    def __str__(self) -> str:
+        how = "paired: the same examples" if self.paired else "unpaired: examples of the same law"
+        rows = [("method", "mean ‖g‖² over the run", "minus the first")]
+        step_sizes = {run.step_size for run in self.runs}
         for number, run in enumerate(self.runs):
             mean = statistics.mean(run.mean_grad_norm_sq, false_positive_rate=0.01)
             against = str(self.difference(number, 0)) if number else ""
             tuned = f", η = {run.step_size:.3g}" if len(step_sizes) > 1 else ""
             rows.append((f"{run.method}{tuned}", str(mean), against))
-        return rows
-
-    def __str__(self) -> str:
-        how = "paired: the same examples" if self.paired else "unpaired: examples of the same law"
-        head = ("method", "mean ‖g‖² over the run", "minus the first")
-        table = [head, *self._rows()]
-        widths = [max(len(row[i]) for row in table) for i in range(3)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in table]
-        return "\n".join([f"Comparison ({how}; 99 % intervals)", *(x.rstrip() for x in lines)])
+        return "\n".join([f"Comparison ({how}; 99 % intervals)", *tables.as_text(rows)])
 
     __repr__ = __str__
 

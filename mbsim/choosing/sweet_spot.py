@@ -31,6 +31,7 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
 from mbsim import statistics
+from mbsim._shared import tables
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
@@ -41,7 +42,7 @@ from mbsim.errors import InvalidArgument, check_integer, divisors, shown
 from mbsim.methods import MicroBatchClipping
 from mbsim.problems.problem import Problem
 from mbsim.problems.setting import Setting
-from mbsim.simulation.run import check_problem, simulate
+from mbsim.simulation.run import check_problem, run_setting
 from mbsim.verdicts import Refusal
 
 __all__ = ["CRITERIA", "SweetSpot", "sweet_spot"]
@@ -113,20 +114,14 @@ class SweetSpot:
         lines = [f"SweetSpot by {self.by}: {best} of {self.batch_size} ({self.reason})"]
         if self.continuous is not None:
             lines.append(f"  lowest at b = {self.continuous:.4g} if it need not be whole")
-        lines += [f"  {b:>6}  {number:>10}  {mark}".rstrip() for b, number, mark in self._rows()]
-        return "\n".join(lines)
+        rows = tables.as_text(self._rows(), align=">>", least=(6, 10))
+        return "\n".join([*lines, *(f"  {row}" for row in rows)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        import html
-
-        cells = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
-            for row in self._rows()
-        )
-        title = html.escape(str(self).partition("\n")[0])
-        return f"<p>{title}</p><table><tr><th>b</th><th>{self.by}</th><th></th></tr>{cells}</table>"
+        title = str(self).partition("\n")[0]
+        return tables.as_html(self._rows(), head=("b", self.by, ""), caption=title)
 
 
 def sweet_spot(
@@ -309,7 +304,7 @@ def _bound(setting: Setting, seed: SeedSequence) -> float | Refusal:
 
 
 def _evaluated(bound: Any, values: Mapping[str, Any]) -> float | Refusal:
-    known = {name: values[name] for name in bound.names}
+    known = bound.picked(values)
     try:
         if bound.holds(**known):
             return float(bound.evaluate(**known))
@@ -321,16 +316,8 @@ def _evaluated(bound: Any, values: Mapping[str, Any]) -> float | Refusal:
 def _simulated(
     setting: Setting, seed: SeedSequence, replicates: int
 ) -> NDArray[np.float64] | Refusal:
-    run = simulate(
-        setting.problem,
-        setting.method,
-        batch_size=setting.batch_size,
-        step_size=setting.step_size,
-        steps=setting.steps,
-        replicates=replicates,
-        record_every=setting.steps,
-        rng=child(seed, setting.micro_batch_size),
-    )
+    rng = child(seed, setting.micro_batch_size)
+    run = run_setting(setting, replicates=replicates, rng=rng, record_every=setting.steps)
     if run.diverged.any():
         reason = f"{run.diverged.sum()} of {run.replicates} replicates diverged"
         return Refusal(reason, of="mean")

@@ -471,7 +471,7 @@ def bound_values(
         raise InvalidArgument(
             f"{', '.join(strangers)} is no quantity of these bounds, which have {', '.join(names)}"
         )
-    parts = {name: _drawn_from(fixed.get(name), st.nothing()) for name in fixed}
+    parts = {name: _drawn_from(part, st.nothing()) for name, part in fixed.items()}
     conditions = [c for bound in bounds for c in getattr(bound, "conditions", ()) if holding]
     return _bound_values(names, parts, conditions)
 
@@ -501,7 +501,7 @@ def _bound_values(
         limits = []
         for expression in (c.limit for c in conditions if c.name == name):
             limit = Formula(name="a limit", expression=expression, source="")
-            limits.append(limit.evaluate(**{x: values[x] for x in limit.names}))
+            limits.append(limit.evaluate(**limit.picked(values)))
         if name == "steps":
             values[name] = max(1, *map(math.ceil, limits)) + draw(st.integers(0, 10**6))
         else:

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
+from mbsim._shared import tables
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import set_field, value
@@ -364,19 +365,23 @@ def _step(
     return finite
 
 
+def _logits(weights: Array, inputs: Array) -> Array:
+    """W x, ``[S, K, C, ·]``."""
+    products = _rows(weights) @ inputs.swapaxes(1, 2)
+    return products.reshape(*weights.shape[:3], -1)
+
+
 def _residuals(weights: Array, inputs: Array, labels: Integers) -> Array:
     """The residuals r = softmax(W x) − onehot(y), ``[S, K, C, B]``.
 
     The label's entry is −Σ of the others, not p_y − 1, which would lose its digits as p_y → 1:
     the smallest norm looks at exactly these examples.
     """
-    splits, classes, candidates, _ = weights.shape
-    logits = _rows(weights) @ inputs.swapaxes(1, 2)
-    p = logits.reshape(splits, classes, candidates, -1)
+    p = _logits(weights, inputs)
     p -= p.max(axis=1, keepdims=True)
     np.exp(p, out=p)
     total = p.sum(axis=1, keepdims=True)
-    label = (np.arange(splits)[:, None], labels, slice(None), np.arange(labels.shape[1]))
+    label = (np.arange(len(p))[:, None], labels, slice(None), np.arange(labels.shape[1]))
     p[label] = 0.0
     p[label] = -p.sum(axis=1).swapaxes(1, 2)
     p /= total
@@ -422,9 +427,7 @@ def _record(data: Splits, weights: Array, diverged_at: Integers, step: int) -> A
 
 
 def _accuracy_and_loss(weights: Array, inputs: Array, labels: Integers) -> tuple[Array, Array]:
-    splits, classes, candidates, _ = weights.shape
-    logits = _rows(weights) @ inputs.swapaxes(1, 2)
-    logits = logits.reshape(splits, classes, candidates, -1)
+    logits = _logits(weights, inputs)
     hits = logits.argmax(axis=1) == labels[:, None]
     logits -= logits.max(axis=1, keepdims=True)
     of_label = np.take_along_axis(logits, labels[:, None, None], axis=1)[:, 0]
@@ -536,16 +539,17 @@ class TunedAccuracy:
 
     def __repr__(self) -> str:
         splits = self.test_accuracy.shape[1]
-        lines = [
+        title = (
             f"TunedAccuracy({splits} splits, {self.rule}, batch_size={self.batch_size}, "
-            f"{self.steps} steps)",
-            "    b   test accuracy ± standard error   median step size",
-        ]
+            f"{self.steps} steps)"
+        )
+        rows = [("b", "test accuracy ± standard error", "median step size")]
         middle = np.median(self.step_sizes[self.chosen], axis=1)
         for size, accuracy, step_size in zip(self.sizes, self.test_accuracy, middle, strict=True):
             error = accuracy.std(ddof=1) / np.sqrt(splits) if splits > 1 else np.nan
-            lines.append(f"{size:5d}   {accuracy.mean():.4f} ± {error:.4f}{step_size:>27g}")
-        return "\n".join([*lines, *filter(None, [self.warning])])
+            rows.append((str(size), f"{accuracy.mean():.4f} ± {error:.4f}", f"{step_size:g}"))
+        lines = tables.as_text(rows, align="><>", least=(5,), gap="   ")
+        return "\n".join([title, *lines, *filter(None, [self.warning])])
 
 
 def accuracy_by_micro_batch_size(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from mbsim._shared.values import set_field
 from mbsim.errors import InvalidArgument, check_number, shown
 from mbsim.problems.normals import standard_normals
 
@@ -53,7 +54,7 @@ class Draggers:
             ("coherence", {"minimum": 0, "maximum": 1}),
             ("tilt", {"above": -1, "below": 1}),
         ):
-            object.__setattr__(self, name, check_number(name, getattr(self, name), **limits))
+            set_field(self, name, check_number(name, getattr(self, name), **limits))
 
     @property
     def dimensions_needed(self) -> int:

@@ -23,7 +23,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import special
 
-from mbsim._shared.values import declared
+from mbsim._shared.values import declared, set_field
 from mbsim.errors import InvalidArgument, check_number, shown
 from mbsim.problems.normals import standard_normals
 
@@ -152,7 +152,7 @@ class Gaussian:
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma", check_number("sigma", self.sigma, minimum=0))
+        set_field(self, "sigma", check_number("sigma", self.sigma, minimum=0))
 
     def mean_of(
         self, counts: NDArray[np.int64], benign_dim: int, rng: Generator
@@ -174,9 +174,9 @@ class Gaussian:
 
 
 def _check_shared(law: TwoPoint | Exponential) -> None:
-    object.__setattr__(law, "sigma", check_number("sigma", law.sigma, minimum=0))
+    set_field(law, "sigma", check_number("sigma", law.sigma, minimum=0))
     share = check_number("isotropic_share", law.isotropic_share, minimum=0, maximum=1)
-    object.__setattr__(law, "isotropic_share", share)
+    set_field(law, "isotropic_share", share)
 
 
 def _with_isotropic_share(
@@ -219,7 +219,7 @@ class TwoPoint:
 
     def __post_init__(self) -> None:
         _check_shared(self)
-        object.__setattr__(self, "rare", check_number("rare", self.rare, above=0, below=1))
+        set_field(self, "rare", check_number("rare", self.rare, above=0, below=1))
 
     def mean_of(
         self, counts: NDArray[np.int64], benign_dim: int, rng: Generator
@@ -322,8 +322,8 @@ class StudentT:
     df: float = 5.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma", check_number("sigma", self.sigma, minimum=0))
-        object.__setattr__(self, "df", check_number("df", self.df, above=2))
+        set_field(self, "sigma", check_number("sigma", self.sigma, minimum=0))
+        set_field(self, "df", check_number("df", self.df, above=2))
 
     def mean_of(
         self, counts: NDArray[np.int64], benign_dim: int, rng: Generator

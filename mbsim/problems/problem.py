@@ -143,31 +143,23 @@ class Problem:
         return float(np.linalg.norm(self.loss.gradient(self.start)))
 
     def __str__(self) -> str:
-        p, c = self.draggers.probability, self.draggers.norm_ratio
-        extras = "".join(
-            f", {name} {number:g}"
-            for name, number in (
-                ("coherence", self.draggers.coherence),
-                ("tilt", self.draggers.tilt),
-            )
-            if number
-        )
-        who = f"probability {p:g}, norm ratio {c:g}{extras}" if p and c else "none"
-        lines = [
-            ("loss", f"{self.loss}"),
-            (
-                "dimension",
-                f"{self.dimension}: {self.benign_dim} benign, {self.dragger_dim} dragger",
-            ),
-            ("smoothness", f"{self.smoothness:.4g}"),
-            ("initial gap", f"{self.initial_gap:.4g}, gradient norm {self.initial_grad_norm:.4g}"),
-            ("noise", f"{self.noise}"),
-            ("draggers", who),
-            (
-                "assumes",
-                "A1 to A4" if not self.draggers.tilt else "A1 to A3; A4 broken by the tilt",
-            ),
-        ]
-        return "Problem\n" + "\n".join(f"  {name:<12} {text}" for name, text in lines)
+        some = self.draggers
+        numbers = {
+            "probability": some.probability,
+            "norm ratio": some.norm_ratio,
+            "coherence": some.coherence,
+            "tilt": some.tilt,
+        }
+        who = ", ".join(f"{name} {number:g}" for name, number in numbers.items() if number)
+        lines = {
+            "loss": self.loss,
+            "dimension": f"{self.dimension}: {self.benign_dim} benign, {self.dragger_dim} dragger",
+            "smoothness": f"{self.smoothness:.4g}",
+            "initial gap": f"{self.initial_gap:.4g}, gradient norm {self.initial_grad_norm:.4g}",
+            "noise": self.noise,
+            "draggers": who if some.dimensions_needed else "none",
+            "assumes": "A1 to A3; A4 broken by the tilt" if some.tilt else "A1 to A4",
+        }
+        return "\n".join(["Problem", *(f"  {name:<12} {text}" for name, text in lines.items())])
 
     __repr__ = __str__

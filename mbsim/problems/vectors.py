@@ -49,7 +49,8 @@ class VectorDraws:
         Returns:
             X_j, ``[width, m, d]``; and which of the examples are draggers, ``[width, B]``.
         """
-        is_dragger = self._draw_mask()
+        uniforms = self.rng.random((self.width, self.batch_size))
+        is_dragger = uniforms < self.problem.draggers.probability
         along, across = self._benign_means(~is_dragger)
         tilted, dragger = self._dragger_means(is_dragger)
         n = self.problem.benign_dim
@@ -65,11 +66,6 @@ class VectorDraws:
         means[..., :n] += _reflect(direction[:, :n], across)
         means[..., n:] += _reflect(direction[:, n:], dragger)
         return means, is_dragger
-
-    def _draw_mask(self) -> NDArray[np.bool_]:
-        """Which of the B examples of each replicate are draggers."""
-        uniforms = self.rng.random((self.width, self.batch_size))
-        return uniforms < self.problem.draggers.probability
 
     def _benign_means(self, is_benign: NDArray[np.bool_]) -> tuple[Array, Array]:
         """(1/b) Σ ξ over the benign examples of each micro-batch: along e, and across it."""

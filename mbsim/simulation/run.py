@@ -35,13 +35,14 @@ from mbsim.methods import SGD, Method, MicroBatchClipping, check_method
 from mbsim.problems import draggers, losses, noise
 from mbsim.problems.lengths import unit_of
 from mbsim.problems.problem import Problem
+from mbsim.problems.setting import Setting
 from mbsim.simulation.exact_law import ExactLaw
 from mbsim.simulation.reference import Reference
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Run", "choose_engine", "draw_updates", "simulate"]
+__all__ = ["Run", "choose_engine", "draw_updates", "run_setting", "simulate"]
 
 Array = NDArray[np.float64]
 _ENGINES: dict[str, type[Reference | ExactLaw]] = {"reference": Reference, "exact_law": ExactLaw}
@@ -442,6 +443,30 @@ def simulate(
                 "python": platform.python_version(),
             },
         },
+    )
+
+
+def run_setting(
+    setting: Setting, *, replicates: int, rng: int | SeedSequence | Generator, record_every: int = 1
+) -> Run:
+    """A run of `setting`: :func:`simulate` with what it says.
+
+    >>> import mbsim, numpy as np
+    >>> problem = mbsim.Problem(loss=mbsim.losses.LogCosh(4), noise=mbsim.noise.Gaussian(),
+    ...                         benign_dim=4, start=np.ones(4))
+    >>> setting = Setting(problem, mbsim.SGD(), 8, step_size=0.1, steps=20)
+    >>> run_setting(setting, replicates=2, rng=0).grad_norm_sq.shape
+    (2, 21)
+    """
+    return simulate(
+        setting.problem,
+        setting.method,
+        batch_size=setting.batch_size,
+        step_size=setting.step_size,
+        steps=setting.steps,
+        replicates=replicates,
+        rng=rng,
+        record_every=record_every,
     )
 
 

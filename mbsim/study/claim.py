@@ -40,15 +40,13 @@ from numpy.typing import NDArray
 from mbsim import plots, statistics
 from mbsim._shared.seeds import child
 from mbsim.errors import InvalidArgument, check_integer, divisors, shown
-from mbsim.problems.setting import Setting
-from mbsim.simulation.run import Run, simulate
 from mbsim.verdicts import Comparison, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BATCH", "RATE", "Claim", "Study", "draw_curves", "points", "simulated"]
+__all__ = ["BATCH", "RATE", "Claim", "Study", "draw_curves", "points"]
 
 Array = NDArray[np.float64]
 # What a claim measured, and its details.
@@ -149,22 +147,6 @@ class Claim:
             seed=study.rng,
             details=details,
         )
-
-
-def simulated(
-    setting: Setting, *, replicates: int, rng: SeedSequence, record_every: int = 1
-) -> Run:
-    """A run of `setting`."""
-    return simulate(
-        setting.problem,
-        setting.method,
-        batch_size=setting.batch_size,
-        step_size=setting.step_size,
-        steps=setting.steps,
-        replicates=replicates,
-        record_every=record_every,
-        rng=rng,
-    )
 
 
 def points(x: Iterable[float], samples: Iterable[Array]) -> Points:

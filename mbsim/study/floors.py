@@ -16,6 +16,7 @@ from numpy.random import SeedSequence
 from mbsim import plots, statistics
 from mbsim.methods import MicroBatchClipping
 from mbsim.problems.setting import Setting
+from mbsim.simulation.run import run_setting
 from mbsim.study.claim import (
     BATCH,
     RATE,
@@ -27,7 +28,6 @@ from mbsim.study.claim import (
     Study,
     draw_curves,
     points,
-    simulated,
 )
 from mbsim.study.half_square import LAWS, NONE, STRONG, half_square
 from mbsim.verdicts import Comparison
@@ -49,7 +49,7 @@ __all__ = [
 def floor_sq(setting: Setting, *, replicates: int, rng: SeedSequence) -> Array:
     """The squared floor of every replicate: mean ‖∇L‖² over the last third of a run."""
     every = max(1, setting.steps // 600)
-    run = simulated(setting, replicates=replicates, rng=rng, record_every=every)
+    run = run_setting(setting, replicates=replicates, rng=rng, record_every=every)
     squared: Array = run.grad_norm_sq[:, run.steps >= 2 * setting.steps / 3].mean(axis=1)
     return squared
 
@@ -214,7 +214,7 @@ def trajectories(study: Study) -> dict[str, Any]:
         curves[name] = {}
         for b in (1, 4, 16, BATCH):
             setting = Setting(problem, MicroBatchClipping(b), BATCH, step_size, steps)
-            run = simulated(setting, replicates=study.replicates, rng=next(seeds))
+            run = run_setting(setting, replicates=study.replicates, rng=next(seeds))
             label = "SGD" if b == BATCH else f"b = {b}"
             recorded = run.grad_norm_sq[:, shown_steps]
             curves[name][label] = points(map(int, shown_steps), recorded.T)

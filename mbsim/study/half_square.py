@@ -13,7 +13,6 @@ from mbsim.problems.problem import Problem
 
 __all__ = ["LAWS", "NONE", "STRONG", "half_square"]
 
-DIM = 16
 LAWS: dict[str, NoiseLaw] = {
     "skewed": TwoPoint(sigma=1.0, rare=0.05),
     "symmetric": Gaussian(sigma=1.0),
@@ -23,13 +22,18 @@ NONE = Draggers(probability=0.0, norm_ratio=0.0)
 
 
 def half_square(
-    noise: NoiseLaw, draggers: Draggers, *, grad_norm: float = 0.2, benign_dim: int = 8
+    noise: NoiseLaw,
+    draggers: Draggers,
+    *,
+    grad_norm: float = 0.2,
+    benign_dim: int = 8,
+    dimension: int = 16,
 ) -> Problem:
-    """½‖w‖² in 16 dimensions, started where ‖∇L‖ is `grad_norm`."""
+    """½‖w‖², started where ‖∇L‖ is `grad_norm`."""
     return Problem(
-        loss=Quadratic(np.ones(DIM)),
+        loss=Quadratic(np.ones(dimension)),
         noise=noise,
         draggers=draggers,
         benign_dim=benign_dim,
-        start=np.full(DIM, grad_norm / math.sqrt(DIM)),
+        start=np.full(dimension, grad_norm / math.sqrt(dimension)),
     )

@@ -11,6 +11,7 @@ from mbsim import plots, statistics
 from mbsim.methods import SGD, MicroBatchClipping
 from mbsim.problems.draggers import Draggers
 from mbsim.problems.setting import Setting
+from mbsim.simulation.run import run_setting
 from mbsim.study.claim import (
     BATCH,
     RATE,
@@ -22,7 +23,6 @@ from mbsim.study.claim import (
     Study,
     draw_curves,
     points,
-    simulated,
 )
 from mbsim.study.half_square import LAWS, NONE, STRONG, half_square
 from mbsim.verdicts import Comparison
@@ -46,7 +46,7 @@ def _tuned_sgd(study: Study, draggers: Draggers) -> dict[int, Array]:
     for horizon in (2**k for k in range(9, 13 if study.quick else 14)):
         step_size = math.sqrt(2 * problem.initial_gap / (k_sigma * horizon))
         setting = Setting(problem, SGD(), BATCH, step_size, horizon)
-        found[horizon] = simulated(
+        found[horizon] = run_setting(
             setting, replicates=study.replicates, rng=next(seeds), record_every=horizon
         ).mean_grad_norm_sq
     return found
@@ -139,7 +139,7 @@ def _ahead_early(study: Study, draggers: Draggers = STRONG) -> Found:
         means = []  # [step sizes][replicates, horizons]
         for step_size in step_sizes:
             setting = Setting(problem, method, BATCH, step_size, last)
-            run = simulated(setting, replicates=study.replicates, rng=next(seeds))
+            run = run_setting(setting, replicates=study.replicates, rng=next(seeds))
             sums = run.grad_norm_sq[:, :-1].cumsum(axis=1)
             means.append(sums[:, horizons - 1] / horizons)
         best = np.argmin([m[::2].mean(axis=0) for m in means], axis=0)

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mbsim import plots
+from mbsim._shared import tables
 from mbsim._shared.files import replacing, writable_folder
 from mbsim._shared.progress import progress
 from mbsim._shared.records import to_json
 from mbsim._shared.version import __version__
-from mbsim.study import digits, floors, rates, slacks, sweet_spots
+from mbsim.study import bounds_hold, digits, floors, rates, sweet_spots
 from mbsim.study.claim import Study
 from mbsim.verdicts import Verdict
 
@@ -30,7 +31,7 @@ CLAIMS = (
     floors.BIAS_NEEDS_SKEW,
     floors.SWEET_SPOT,
     digits.TRAINING_SWEET_SPOT,
-    slacks.BOUNDS_HOLD,
+    bounds_hold.BOUNDS_HOLD,
     sweet_spots.SWEET_SPOT_PREDICTED,
     sweet_spots.INTERIOR_BIAS,
 )
@@ -86,26 +87,20 @@ class Report:
         return [(name, v.status, _decided_by(v)) for name, v in named]
 
     def __str__(self) -> str:
-        rows = self.rows()
-        wide = max(len(name) for name, _, _ in rows)
-        return "\n".join(f"{name:<{wide}}  {status:<14}  {why}" for name, status, why in rows)
+        return "\n".join(tables.as_text(self.rows(), least=(0, 14)))
 
     __repr__ = __str__
 
     def to_markdown(self) -> str:
         """The table of :meth:`rows`, for a page."""
-        rows = [("claim", "verdict", "decided by"), ("---", "---", "---"), *self.rows()]
+        rows = [_HEAD, ("---",) * 3, *self.rows()]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
     def _repr_html_(self) -> str:
-        import html
+        return tables.as_html(self.rows(), head=_HEAD)
 
-        cells = "".join(
-            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(c)}</td>" for c in row)
-            for row in self.rows()
-        )
-        head = "<tr><th>claim</th><th>verdict</th><th>decided by</th></tr>"
-        return f"<table>{head}{cells}</table>"
+
+_HEAD = ("claim", "verdict", "decided by")
 
 
 def _decided_by(verdict: Verdict) -> str:

@@ -271,6 +271,10 @@ class Formula:
         """The abbreviations used, and what they stand for."""
         return definitions_in(self.parts)
 
+    def picked(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What :meth:`evaluate` takes, out of values that may be more, such as a whole setting."""
+        return {name: values[name] for name in self.names}
+
     def evaluate(self, **values: ArrayLike) -> float | Floats:
         """The formula's numbers, in float64.
 

@@ -10,6 +10,7 @@ from typing import Any
 import sympy
 from numpy.typing import ArrayLike
 
+from mbsim._shared import tables
 from mbsim.errors import InvalidArgument
 from mbsim.theory.bound import Bound, tuned_step_size
 from mbsim.theory.formula import Formula, as_latex, as_text
@@ -77,14 +78,12 @@ class Table:
         return f"$$\n{self.latex()}\n$$"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in _HEAD)
-        body = [[bound.name, *map(_as_html, _cells(bound))] for bound in self.rows]
-        lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in body)
+        rows = [(bound.name, *map(_displayed, _cells(bound))) for bound in self.rows]
         notation = ", ".join(
-            _as_html(f"{sympy.latex(symbol)} = {as_latex(meaning)}")
+            _displayed(f"{sympy.latex(symbol)} = {as_latex(meaning)}")
             for symbol, meaning in self.definitions.items()
         )
-        return f"<table><tr>{head}</tr>{lines}</table><p>{notation}</p>"
+        return f"{tables.as_html(rows, head=_HEAD)}<p>{escape(notation)}</p>"
 
     def __str__(self) -> str:
         notation = [f"  {as_text(x)} = {as_text(d)}" for x, d in self.definitions.items()]
@@ -96,8 +95,8 @@ class Table:
 _HEAD = ("method", "bound", "tuned", "order", "bias")
 
 
-def _as_html(latex: str) -> str:
-    return f"$\\displaystyle {escape(latex)}$"
+def _displayed(latex: str) -> str:
+    return rf"$\displaystyle {latex}$"
 
 
 def _in_numbers(bound: Bound, values: Mapping[str, ArrayLike]) -> dict[str, Any]:
@@ -107,7 +106,7 @@ def _in_numbers(bound: Bound, values: Mapping[str, ArrayLike]) -> dict[str, Any]
         if not set(formula.names) <= set(values):
             return None
         try:
-            return getattr(formula, ask)(**{name: values[name] for name in formula.names})
+            return getattr(formula, ask)(**formula.picked(values))
         except InvalidArgument:  # the values are in range: the result is not finite
             return None
 
@@ -234,7 +233,7 @@ def crossover(
         raise InvalidArgument("the crossover takes numbers, not arrays; ask once for each")
 
     def number(formula: Formula) -> float:
-        return float(formula.evaluate(**{name: values[name] for name in formula.names}))
+        return float(formula.evaluate(**formula.picked(values)))
 
     (sgds, own), (sgds_bias, bias) = (
         [number(getattr(bound, part)) for bound in bounds] for part in ("constant", "bias")
@@ -244,7 +243,7 @@ def crossover(
         horizon = (lead / handicap) ** 2
         there = {**values, "steps": max(horizon, 1.0)}
         tuned = [bound.tuned for bound in bounds]
-        allowed = all(x.holds(**{name: there[name] for name in x.names}) for x in tuned)
+        allowed = all(x.holds(**x.picked(there)) for x in tuned)
         reason = f"clipping's bound is the smaller one below {horizon:.4g} steps, SGD's above"
         if not allowed:
             reason += "; there a tuned step is still longer than its theorem allows"

@@ -14,7 +14,8 @@ from mbsim.checking.check import Examination, settings_of
 from mbsim.checking.family import drawn, family, setting_of
 from mbsim.checking.formulas import check_bound
 from mbsim.errors import InvalidArgument
-from mbsim.study.bounds_hold import bounds_hold
+from mbsim.study.bounds_hold import BOUNDS_HOLD
+from mbsim.study.claim import Study
 from mbsim.theory import formula_bound
 
 
@@ -501,8 +502,8 @@ def test_bad_formulas(call, says):
 
 
 def test_what_is_wrong_is_named():
-    with pytest.raises(InvalidArgument, match="wrong='nothing' must be one of"):
-        bounds_hold(wrong="nothing")
+    with pytest.raises(InvalidArgument, match="control='nothing' must be a control of bounds-hold"):
+        BOUNDS_HOLD.verdict(Study(), control="nothing")
 
 
 # ------------------------------------------------------------------ what must not be mistaken
