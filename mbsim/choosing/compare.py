@@ -14,8 +14,8 @@ from mbsim._shared.values import value
 from mbsim.choosing.tuning import step_size_for
 from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.methods import Method
-from mbsim.problems.problem import Problem
-from mbsim.simulation.run import Run, check_problem, choose_engine, simulate
+from mbsim.problems.problem import Problem, check_problem
+from mbsim.simulation.run import Run, choose_engine, simulate
 from mbsim.statistics import Interval
 
 __all__ = ["MethodComparison", "compare"]

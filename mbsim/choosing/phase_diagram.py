@@ -12,8 +12,7 @@ from mbsim._shared.progress import progress
 from mbsim._shared.values import value
 from mbsim.choosing.sweet_spot import sweet_spot
 from mbsim.errors import check_array
-from mbsim.problems.problem import Problem
-from mbsim.simulation.run import check_problem
+from mbsim.problems.problem import Problem, check_problem
 
 if TYPE_CHECKING:
     import xarray

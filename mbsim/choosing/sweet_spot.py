@@ -40,9 +40,9 @@ from mbsim.drifts.drift import drift
 from mbsim.drifts.steps import measured_values, norms_near_atoms, step_sample
 from mbsim.errors import InvalidArgument, check_integer, divisors, shown
 from mbsim.methods import MicroBatchClipping
-from mbsim.problems.problem import Problem
+from mbsim.problems.problem import Problem, check_problem
 from mbsim.problems.setting import Setting
-from mbsim.simulation.run import check_problem, run_setting
+from mbsim.simulation.run import run_setting
 from mbsim.verdicts import Refusal
 
 __all__ = ["CRITERIA", "SweetSpot", "sweet_spot"]

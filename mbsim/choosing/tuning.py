@@ -12,7 +12,7 @@ from numpy.random import Generator, SeedSequence
 from mbsim._shared.seeds import seed_sequence
 from mbsim.errors import InvalidArgument, check_integer, check_number, shown
 from mbsim.methods import Method
-from mbsim.problems.problem import Problem
+from mbsim.problems.problem import Problem, check_problem
 from mbsim.simulation import run
 from mbsim.simulation.run import Run
 
@@ -47,7 +47,7 @@ def step_size_for(
     if not isinstance(checked, str):
         return checked
     steps = check_integer("steps", steps, minimum=1)
-    run.check_problem(problem)
+    check_problem(problem)
     from mbsim.drifts.drift import drift  # not needed, and not light, for a number
 
     return drift(problem, method, batch_size=batch_size, rng=rng).tuned_step_size(steps=steps)

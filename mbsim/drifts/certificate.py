@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from mbsim._shared.values import value
-from mbsim.drifts.curve import FARTHEST, MOST_NODES, TOO_LARGE, Curve, Descends, Descent, Far
+from mbsim.drifts.curve import FARTHEST, MOST_NODES, TOO_LARGE, Curve, Descent, Far, Known
 from mbsim.drifts.sources import DriftValues
 from mbsim.errors import InvalidArgument, check_integer, check_number
 from mbsim.verdicts import Refusal
@@ -134,7 +134,7 @@ class Certificate:
 
 
 def certify(
-    drift: Descends,
+    drift: Known,
     *,
     step_size: float,
     steps: int,
@@ -189,14 +189,14 @@ def certify(
     )
 
 
-def _gap(drift: Descends, initial_gap: float | None) -> float:
+def _gap(drift: Known, initial_gap: float | None) -> float:
     """Δ, from the caller or the problem."""
     if initial_gap is None:
         return drift.initial_gap
     return check_number("initial_gap", initial_gap, minimum=0)
 
 
-def _no_bound(drift: Descends, far: Far | None, half_step: float) -> str:
+def _no_bound(drift: Known, far: Far | None, half_step: float) -> str:
     """Why large gradients rule a certificate out."""
     if far is None or drift.tail is None:
         return (
@@ -362,7 +362,7 @@ def _limits(r: Array, heights: Array, y: float, value: float) -> tuple[float, ..
 # ---------------------------------------------------------------------------- the best step size
 
 
-def tuned_step_size(drift: Descends, *, steps: int, initial_gap: float | None = None) -> float:
+def tuned_step_size(drift: Known, *, steps: int, initial_gap: float | None = None) -> float:
     """The step size of the smallest certificate; see :meth:`mbsim.drifts.drift.Drift`.
 
     With w = xη the program is min x²Δ/(wT) + y subject to x r A − (L/2) w M + y ≥ r²: a convex
@@ -407,7 +407,7 @@ def tuned_step_size(drift: Descends, *, steps: int, initial_gap: float | None = 
     return math.exp(now)
 
 
-def _trials(drift: Descends) -> Array:
+def _trials(drift: Known) -> Array:
     """Step sizes from far too small to the largest that could have a certificate."""
     falling = 4.0 ** -np.arange(1, 30)
     if drift.tail is None or math.isfinite(drift.largest_grad_norm):
@@ -417,7 +417,7 @@ def _trials(drift: Descends) -> Array:
     return most * np.append(falling, [0.5, 0.75, 0.9, 0.99, 0.999])
 
 
-def _value(drift: Descends, curve: Curve | None, half_step: float, budget: float) -> float:
+def _value(drift: Known, curve: Curve | None, half_step: float, budget: float) -> float:
     """The value of the program without margins on a curve as it is, or written down."""
     far = None
     if math.isinf(drift.largest_grad_norm):

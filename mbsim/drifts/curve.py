@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from scipy import interpolate
 from mbsim.drifts.sources import DriftValues, Source, Tail
 from mbsim.statistics import t_quantile
 
-__all__ = ["Curve", "Descends", "Descent", "Far", "error_of_f"]
+__all__ = ["Curve", "Descent", "Far", "Known", "error_of_f"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -39,48 +38,31 @@ TOO_LARGE = 1e100
 MOST_NODES, _CLOSEST = 400, 1e-9
 
 
-class Descends(Protocol):
-    """What floors, certificates and tuned step sizes ask of a drift: see Drift for the meanings."""
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What a drift knows, and what floors, certificates and tuned step sizes are made from.
 
-    @property
-    def source(self) -> Source:
-        """Where A and M come from."""
-        ...
+    Attributes:
+        source: what gives the values of A and M.
+        smoothness: L; `initial_gap`: Δ, for certificates.
+        tail: what is proven for large r; None where the update does not grow in proportion to r.
+        largest_grad_norm: no gradient of the loss is longer; infinite where there is no limit.
+        relative_error: what values aim at, unless told otherwise.
+        scale: a gradient norm below which A and M change little.
+        noise_size: a gradient norm far above which noise matters little: σ.
+        settings: what it is the drift of, by code name: the problem's constants, the batch size
+            and the method.
+    """
 
-    @property
-    def smoothness(self) -> float:
-        """L."""
-        ...
-
-    @property
-    def initial_gap(self) -> float:
-        """Δ."""
-        ...
-
-    @property
-    def tail(self) -> Tail | None:
-        """What is proven for large r."""
-        ...
-
-    @property
-    def largest_grad_norm(self) -> float:
-        """No gradient is longer."""
-        ...
-
-    @property
-    def scale(self) -> float:
-        """A gradient norm below which A and M change little."""
-        ...
-
-    @property
-    def noise_size(self) -> float:
-        """σ."""
-        ...
-
-    @property
-    def settings(self) -> Mapping[str, float | str]:
-        """What it is the drift of, by code name."""
-        ...
+    source: Source
+    smoothness: float
+    initial_gap: float
+    tail: Tail | None
+    largest_grad_norm: float
+    relative_error: float
+    scale: float
+    noise_size: float
+    settings: Mapping[str, float | str] = field(default_factory=dict)
 
 
 def _quantile(df: Array, rate: float) -> Array:
@@ -110,7 +92,7 @@ class Curve:
         aim: the relative error that is asked of them; None for what is quick.
     """
 
-    drift: Descends
+    drift: Known
     rate: float
     reach: float
     s: Array
@@ -118,7 +100,7 @@ class Curve:
     aim: float | None = None
 
     @classmethod
-    def first(cls, drift: Descends, rate: float, reach: float) -> Curve:
+    def first(cls, drift: Known, rate: float, reach: float) -> Curve:
         """The curve with its first nodes, from 0 to `reach`; if that is infinite, far enough."""
         scale = drift.scale or 1.0
         if math.isinf(reach):
@@ -283,7 +265,7 @@ class Far:
 
     @classmethod
     @np.errstate(over="ignore")
-    def of(cls, drift: Descends, half_step: float, rate: float, start: float) -> Far | None:
+    def of(cls, drift: Known, half_step: float, rate: float, start: float) -> Far | None:
         """For r ≥ `start`; None where the update does not grow in proportion to r."""
         tail = drift.tail
         if tail is None:

@@ -14,8 +14,7 @@ dimension. Source: the theory page, sections 6 to 8.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 from mbsim._shared.seeds import seed_sequence
 from mbsim.clipping import Rule, SmallestNorm
 from mbsim.drifts.certificate import Certificate, certify, tuned_step_size
+from mbsim.drifts.curve import Known
 from mbsim.drifts.floor import floor, floor_interval
-from mbsim.drifts.sources import DriftValues, Source, Tail, source_of, tail_of
+from mbsim.drifts.sources import DriftValues, source_of, tail_of
 from mbsim.errors import (
     InvalidArgument,
     check_array,
@@ -38,7 +38,7 @@ from mbsim.errors import (
 )
 from mbsim.methods import Method, MicroBatchClipping, check_method
 from mbsim.problems.noise import NoiseLaw
-from mbsim.problems.problem import Problem
+from mbsim.problems.problem import Problem, check_problem
 from mbsim.problems.setting import Setting
 from mbsim.statistics import Interval
 from mbsim.verdicts import Refusal
@@ -49,32 +49,12 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drift:
+class Drift(Known):
     """A(r) and M(r) of a problem, a method and a batch size.
 
-    Made by :func:`drift`; or by hand, from any source of values.
-
-    Attributes:
-        source: what gives the values.
-        smoothness: L; `initial_gap`: Δ, for certificates.
-        tail: what is proven for large r; None where the update does not grow in proportion to r.
-        largest_grad_norm: no gradient of the loss is longer; infinite where there is no limit.
-        relative_error: what :meth:`at` aims at.
-        scale: a gradient norm below which A and M change little.
-        noise_size: a gradient norm far above which noise matters little: σ.
-        settings: what it is the drift of, by code name: the problem's constants, the batch size
-            and the method.
+    Made by :func:`drift`; or by hand, from any source of values. Its attributes are those of
+    :class:`~mbsim.drifts.curve.Known`.
     """
-
-    source: Source
-    smoothness: float
-    initial_gap: float
-    tail: Tail | None
-    largest_grad_norm: float
-    relative_error: float
-    scale: float
-    noise_size: float
-    settings: Mapping[str, float | str] = field(default_factory=dict)
 
     def at(self, grad_norm: ArrayLike, *, relative_error: float | None = None) -> DriftValues:
         """A(r) and M(r) with their errors.
@@ -236,8 +216,7 @@ def drift(
     >>> clip.at(1.0).method.item(), round(clip.progress(1.0), 3), round(clip.second_moment(1.0), 3)
     ('quadrature', 0.692, 0.541)
     """
-    if not isinstance(problem, Problem):
-        raise InvalidArgument(f"problem={shown(problem)} must be a mbsim.Problem")
+    check_problem(problem)
     method = check_method(method)
     batch = check_integer("batch_size", batch_size, minimum=1)
     m = method.micro_batches(batch)

@@ -7,20 +7,20 @@ import math
 import numpy as np
 from scipy import interpolate, optimize
 
-from mbsim.drifts.curve import FARTHEST, MOST_NODES, Curve, Descends, Descent, Far, error_of_f
+from mbsim.drifts.curve import FARTHEST, MOST_NODES, Curve, Descent, Far, Known, error_of_f
 from mbsim.errors import check_number
 from mbsim.statistics import Interval
 
 __all__ = ["floor", "floor_interval"]
 
 
-def floor(drift: Descends, *, step_size: float) -> float:
+def floor(drift: Known, *, step_size: float) -> float:
     """The largest root of f; see :meth:`mbsim.drifts.drift.Drift.floor`."""
     return _floors(drift, step_size, 1e-6, (0.0,))[0][0]
 
 
 def floor_interval(
-    drift: Descends, *, step_size: float, false_positive_rate: float = 1e-6
+    drift: Known, *, step_size: float, false_positive_rate: float = 1e-6
 ) -> Interval:
     """The largest root of f with its interval; see :class:`mbsim.drifts.drift.Drift`."""
     rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
@@ -37,7 +37,7 @@ def floor_interval(
 
 
 def _floors(
-    drift: Descends, step_size: float, rate: float, directions: tuple[float, ...]
+    drift: Known, step_size: float, rate: float, directions: tuple[float, ...]
 ) -> tuple[list[float], float]:
     """The largest roots of f + direction × error, and the degrees of freedom of the error."""
     half_step = check_number("step_size", step_size, above=0) * drift.smoothness / 2
@@ -52,7 +52,7 @@ def _floors(
     return roots, float(descent.curve.values.df.min())
 
 
-def _up_to_positive(drift: Descends, half_step: float, rate: float) -> Curve:
+def _up_to_positive(drift: Known, half_step: float, rate: float) -> Curve:
     """A curve up to where f is positive for good: proven where there is a tail."""
     curve = Curve.first(drift, rate, math.inf)
     farthest = FARTHEST * (max(drift.noise_size, drift.scale) or curve.reach)

@@ -48,7 +48,7 @@ from mbsim.errors import (
 )
 from mbsim.problems.micro_batches import MicroBatches, draw_micro_batches
 from mbsim.problems.noise import NoiseLaw, facts_of
-from mbsim.problems.problem import Problem
+from mbsim.problems.problem import Problem, check_problem
 from mbsim.statistics import t_quantile
 
 __all__ = [
@@ -373,8 +373,7 @@ def step_sample(
     >>> found.alignment.mean.round(2), found.weight.mean.round(2)
     (array([0.71, 0.74, 0.77]), array([0.75, 0.75, 0.75]))
     """
-    if not isinstance(problem, Problem):
-        raise InvalidArgument(f"problem={shown(problem)} must be a mbsim.Problem")
+    check_problem(problem)
     m = check_divides(micro_batch_size, batch_size)
     draws = check_integer("draws", draws, minimum=1)
     if not isinstance(problem.noise, NoiseLaw):

@@ -15,7 +15,7 @@ from mbsim.problems.draggers import Draggers, check_draggers_argument
 from mbsim.problems.losses import check_loss_argument
 from mbsim.problems.noise import check_noise_argument
 
-__all__ = ["Problem"]
+__all__ = ["Problem", "check_problem"]
 
 
 @value
@@ -163,3 +163,10 @@ class Problem:
         return "\n".join(["Problem", *(f"  {name:<12} {text}" for name, text in lines.items())])
 
     __repr__ = __str__
+
+
+def check_problem(problem: Any) -> Problem:
+    """`problem` itself if it is one."""
+    if not isinstance(problem, Problem):
+        raise InvalidArgument(f"problem={shown(problem)} must be a mbsim.Problem")
+    return problem

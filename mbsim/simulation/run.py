@@ -34,7 +34,7 @@ from mbsim.errors import (
 from mbsim.methods import SGD, Method, MicroBatchClipping, check_method
 from mbsim.problems import draggers, losses, noise
 from mbsim.problems.lengths import unit_of
-from mbsim.problems.problem import Problem
+from mbsim.problems.problem import Problem, check_problem
 from mbsim.problems.setting import Setting
 from mbsim.simulation.exact_law import ExactLaw
 from mbsim.simulation.reference import Reference
@@ -343,13 +343,6 @@ def choose_engine(problem: Problem, engine: str = "auto") -> str:
     if reason := _ENGINES[engine].why_not(problem):
         raise InvalidArgument(f"engine={engine!r} does not apply: {reason}")
     return engine
-
-
-def check_problem(problem: Any) -> Problem:
-    """`problem` itself if it is one."""
-    if not isinstance(problem, Problem):
-        raise InvalidArgument(f"problem={shown(problem)} must be a mbsim.Problem")
-    return problem
 
 
 # ---------------------------------------------------------------------------- simulate
