@@ -272,7 +272,9 @@ class _ClosedForm:
         product = progress**2
         if draggers.coherence:
             product = product + draggers.coherence * (p * length) ** 2
-        second = square / self.batch + (1 - 1 / self.batch) * product
+        second = square / self.batch
+        if self.batch > 1:  # 0 times an infinite product is no number
+            second = second + (1 - 1 / self.batch) * product
         drift = _out_of_units(np.stack([progress, second]), unit)
         return DriftValues.of("closed form", grad_norm, drift, np.zeros_like(drift), relative_error)
 

@@ -15,7 +15,7 @@ from mbsim.problems.draggers import Draggers, check_draggers_argument
 from mbsim.problems.losses import check_loss_argument
 from mbsim.problems.noise import check_noise_argument
 
-__all__ = ["Problem", "check_problem"]
+__all__ = ["Problem"]
 
 
 @value
