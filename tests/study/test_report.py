@@ -6,9 +6,9 @@ import struct
 import xml.etree.ElementTree as ET
 
 import pytest
-from mbsim._shared.records import to_json
 
 import mbsim
+from mbsim._shared.records import to_json
 from mbsim.study.claim import Claim, Study
 from mbsim.study.floors import BIAS_NEEDS_SKEW, BIAS_STAYS, SWEET_SPOT
 from mbsim.study.report import CLAIMS, draw_report, expected_statuses, reproduce
