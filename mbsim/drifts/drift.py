@@ -183,11 +183,12 @@ def drift(
 ) -> Drift:
     r"""The drift of one step: A(r) = E⟨u, e⟩ and M(r) = E‖u‖² for every gradient norm r.
 
-    Without clipping, and with one micro-batch, A and M are written down (theory page, section 4).
-    For the smallest norm, a quantile of the norms, a fixed threshold and the unit norm they follow
-    from the law of a single micro-batch (section 7), which is integrated numerically for Gaussian,
-    two-point and exponential noise, and sampled for others and where that is cheaper. Any other
-    rule is sampled step by step.
+    Where nothing is clipped (SGD; the smallest norm of one micro-batch) A and M are written down
+    (theory page, section 4). For the smallest norm, a quantile of the norms, a fixed threshold and
+    the unit norm they follow from the law of a single micro-batch (section 7), which is integrated
+    numerically for Gaussian, two-point and exponential noise, and for a law and a rule of your own
+    that say what is needed (:class:`mbsim.problems.noise.Facts`, :class:`mbsim.clipping.Rule`).
+    Everything else is sampled, step by step.
 
     Args:
         problem: noise, draggers and dimensions; its loss gives L and Δ.

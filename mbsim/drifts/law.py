@@ -9,7 +9,7 @@ with |S_k|² the squared length of a sum of k uniform directions (:mod:`mbsim.dr
 discrete in it (k, the lattice of two-point noise, directions on a line) is listed with its exact
 weights. What is continuous is integrated by scrambled Sobol points, pushed through quantile
 functions; χ² is sampled more densely where it is small, for rules look at short norms. Nothing of
-it depends on r, so that curves over r are smooth. Source: the theory page, section 9.
+it depends on r, so that curves over r are smooth. Source: the theory page, sections 7 and 9.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ direction h that draggers share), so with P_K(n, t) = P(Bin(n, 1 − S(t)) ≤ K
 where S(t) = P(x > t), G(t) = E[⟨X, e⟩/x; x > t], G^≤(t) = E[⟨X, e⟩; x ≤ t], and H, H^≤ are the same
 along h. The last integral is E⟨e_1, e_2⟩ min(x_1, Q) min(x_2, Q): of the two levels s ≤ t that
 come in, the micro-batch with the lower may be among the K that are not above t. K = 0 is the
-smallest norm, and the theory page's section 7.
+smallest norm. Source: the theory page, section 7.
 
 How far A and M are off follows from the *influence* of a point, the derivative in its weight, whose
 mean over independent parts of the points varies as A and M do.

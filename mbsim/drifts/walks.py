@@ -7,7 +7,7 @@ The draggers of a micro-batch add up to such a sum, S_k. In N dimensions
 with C the cosine of a fresh uniform direction, independent of S_k. A law of |S_k|² is carried from
 k to k + 1 as the means of its bins, which are cut at quantiles, close at both ends, where minima
 are made; C by its Gauss nodes. Means and variances, k and 2k(k − 1)/N, are kept exactly. Source:
-the theory page, section 9.
+the theory page, sections 7 and 9.
 """
 
 from __future__ import annotations
