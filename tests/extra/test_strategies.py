@@ -33,7 +33,7 @@ from mbsim.problems.noise import Exponential, Gaussian, NoiseLaw, StudentT, TwoP
 from mbsim.theory import QUANTITIES, Formula, formula_bound
 
 # What is looked for is looked for among this many draws: seldom more than some tens are needed.
-SOON = settings(max_examples=300, derandomize=True, database=None, deadline=None)
+SOON = settings(max_examples=1000, derandomize=True, database=None, deadline=None)
 
 
 def found(strategy, condition=lambda _: True, *, simplest=False):
