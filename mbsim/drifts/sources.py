@@ -35,8 +35,8 @@ Array = NDArray[np.float64]
 _QUICK, _MORE, _MOST = 2**15, 4, 2**19
 _CROWD = 256
 # The numerical error is so many times the spread over parts, and this share of the natural sizes √M
-# and M of A and M, for parts can agree by chance; of what is listed exactly, a share is left out.
-_TIMES, _BY_CHANCE, _LEFT_OUT = 4.0, 2e-5, 1e-9
+# and M of A and M, for parts can agree by chance.
+_TIMES, _BY_CHANCE = 4.0, 2e-5
 # Norms beyond this are as good as infinite to a rule.
 _LONG, _LARGEST = 1e300, np.finfo(float).max
 # Groups of steps whose means a standard error comes from, and the fewest where steps are large;
