@@ -62,8 +62,8 @@ said = command("--version")
 assert (said.returncode, said.stdout.strip()) == (0, PROJECT["version"]), said
 said = command("sweet-spot", "--by", "floor", "--step-size", "0.01", "--batch-size", "16")
 assert said.returncode == 0, said
-# What is not there is named in one line, with what brings it.
-for arguments, missing in ((["table1"], "sympy"), (["reproduce", "--quick"], "sklearn")):
+# What is not there is named in one line, with what brings it: of several, what is wanted first.
+for arguments, missing in ((["table1"], "sympy"), (["reproduce", "--quick"], "sympy")):
     said = command(*arguments)
     assert said.returncode == 2, said
     assert said.stderr.count("\n") == 1, said
