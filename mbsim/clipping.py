@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mbsim._shared.arrays import ratio
 from mbsim._shared.values import declared, set_field
 from mbsim.errors import (
     InvalidArgument,
@@ -124,7 +125,8 @@ class SmallestNorm:
         smallest = norms.min(axis=-1, keepdims=True)
         if smallest.all():
             return smallest / norms
-        return np.divide(smallest, norms, out=np.zeros_like(norms), where=norms > 0)
+        found: Floats = ratio(smallest, norms)
+        return found
 
     def rank(self, micro_batches: int) -> int:  # noqa: ARG002
         """The first."""

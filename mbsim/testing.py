@@ -27,7 +27,7 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim import clipping, statistics
-from mbsim._shared.seeds import seed_sequence
+from mbsim._shared.seeds import child, seed_sequence
 from mbsim.errors import InvalidArgument, check_array, check_integer, shown
 from mbsim.problems.losses import Loss, check_loss_argument
 from mbsim.problems.noise import NoiseLaw, VectorNoise, check_noise_argument
@@ -542,7 +542,7 @@ def _check_moments(draw: _Draw, law: Any, n: int, draws: int, seed: int, found: 
 
 
 def _stream(seed: int, *key: int) -> Generator:
-    return np.random.default_rng(SeedSequence(seed, spawn_key=key))
+    return np.random.default_rng(child(SeedSequence(seed), *key))
 
 
 # Student's interval for the mean of ‖ξ‖² keeps its rate while its tail index is above this; at 2,

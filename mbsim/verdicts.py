@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from mbsim._shared.values import set_field
 from mbsim.errors import InvalidArgument, shown
 from mbsim.statistics import Interval
 
@@ -113,7 +114,7 @@ class Verdict:
     def __post_init__(self) -> None:
         if not self.comparisons and not self.not_applicable:
             raise InvalidArgument(f"claim={shown(self.claim)} must rest on at least one comparison")
-        object.__setattr__(self, "details", MappingProxyType(dict(self.details)))
+        set_field(self, "details", MappingProxyType(dict(self.details)))
 
     def __getstate__(self) -> dict[str, Any]:  # a view of a dictionary cannot be pickled
         return {**vars(self), "details": dict(self.details)}

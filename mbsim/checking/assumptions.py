@@ -16,13 +16,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.random import SFC64, Generator, SeedSequence
+from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
 from mbsim import statistics
+from mbsim._shared.arrays import ratio
+from mbsim._shared.seeds import stream
 from mbsim._shared.values import value
 from mbsim.clipping import rank_of
 from mbsim.errors import InvalidArgument, check_number, shown
+from mbsim.problems.lengths import norms_of
 from mbsim.problems.noise import NoiseLaw, facts_of
 from mbsim.problems.problem import Problem
 from mbsim.problems.vectors import VectorDraws
@@ -68,11 +71,11 @@ def measure_assumptions(
     'A4: largest |cos| of a dragger and the gradient'
     """
     rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
-    problem = problem_of(run)
+    problem, seed = problem_of(run), SeedSequence(rng)
     points = _path(run)
     b = run.batch_size // run.method.micro_batches(run.batch_size)
     drawn = [
-        (*_examples(problem, gradient, run.batch_size, SeedSequence(rng, spawn_key=(i,))), gradient)
+        (*_examples(problem, gradient, run.batch_size, stream(seed, i)), gradient)
         for i, gradient in enumerate(problem.loss.gradient(points))
     ]
     curvature = _curvature(problem, points, run.step_size, [examples for examples, _, _ in drawn])
@@ -85,7 +88,7 @@ def measure_assumptions(
             curvature,
             1 + _ROUNDING,
         ),
-        *_noise(problem, b, parts, rate, rng),
+        *_noise(problem, b, parts, rate, stream(seed, "means")),
         *_draggers(problem, parts, rate),
     )
 
@@ -129,22 +132,22 @@ def parts_of(examples: Array, is_dragger: NDArray[np.bool_], target: Array) -> P
     >>> found.noise_along, found.dragger_length
     (array([ 0.5, -0.5]), array([5.]))
     """
-    norm = float(_lengths(target[None])[0])
+    norm = float(norms_of(target[None])[0])
     direction = target / norm if norm else np.eye(target.size)[0]
     noise, draggers = examples[~is_dragger] - target, examples[is_dragger]
     along = np.einsum("ij,j->i", draggers, direction)
     across = draggers - np.multiply.outer(along, direction)
-    lengths = _lengths(across)
-    some = [_ratio(x[:200], _lengths(x[:200])[:, None]) for x in (draggers, noise)]
+    lengths = norms_of(across)
+    some = [ratio(x[:200], norms_of(x[:200])[:, None]) for x in (draggers, noise)]
     return Parts(
         target_norm=norm,
         is_dragger=is_dragger.ravel().astype(float),
         noise_along=np.einsum("ij,j->i", noise, direction),
-        noise_length=_lengths(noise),
+        noise_length=norms_of(noise),
         noise_cosine=float(np.abs(np.einsum("ik,jk->ij", *some)).max(initial=0.0)),
-        dragger_cosine=_ratio(np.abs(along), _lengths(draggers)),
+        dragger_cosine=ratio(np.abs(along), norms_of(draggers)),
         dragger_length=lengths,
-        pair_cosine=_pair_cosines(_ratio(across, lengths[:, None]), is_dragger),
+        pair_cosine=_pair_cosines(ratio(across, lengths[:, None]), is_dragger),
     )
 
 
@@ -159,17 +162,6 @@ def _pair_cosines(unit: Array, is_dragger: NDArray[np.bool_]) -> Array:
     others = np.add.reduceat(cosines, firsts) - cosines[firsts]
     found: Array = others[counts > 1] / (counts[counts > 1] - 1)
     return found
-
-
-def _lengths(vectors: Array) -> Array:
-    unit = float(np.abs(vectors).max(initial=0.0)) or 1.0  # in which no square overflows
-    scaled = vectors / unit
-    return unit * np.sqrt(np.einsum("ij,ij->i", scaled, scaled))
-
-
-def _ratio(above: Array, below: Array) -> Array:
-    """above/below, with 0 where nothing is divided by."""
-    return np.divide(above, below, out=np.zeros(above.shape), where=below > 0)
 
 
 def problem_of(run: Any) -> Problem:
@@ -221,14 +213,12 @@ def _path(run: Any) -> Array:
 
 
 def _examples(
-    problem: Problem, gradient: Array, batch: int, seed: SeedSequence
+    problem: Problem, gradient: Array, batch: int, rng: Generator
 ) -> tuple[Array, NDArray[np.bool_]]:
     """Examples drawn where the gradient is this, ``[steps, B, d]``, and which are draggers."""
     size = min(batch, _EXAMPLES)
     width = max(2, min(_EXAMPLES, 2**21 // problem.dimension) // size)
-    draws = VectorDraws(
-        problem=problem, batch_size=size, m=size, width=width, rng=Generator(SFC64(seed))
-    )
+    draws = VectorDraws(problem=problem, batch_size=size, m=size, width=width, rng=rng)
     return draws.at(np.tile(gradient, (width, 1)))
 
 
@@ -286,7 +276,7 @@ def _curvature(problem: Problem, points: Array, step_size: float, examples: list
 
 
 def _noise(
-    problem: Problem, b: int, parts: list[Parts], rate: float, rng_seed: int
+    problem: Problem, b: int, parts: list[Parts], rate: float, rng: Generator
 ) -> tuple[Comparison, ...]:
     sigma = problem.noise.sigma
     if sigma == 0:
@@ -299,7 +289,6 @@ def _noise(
     ]
     if isinstance(problem.noise, NoiseLaw):
         n, counts = problem.benign_dim, np.full(_EXAMPLES, b)
-        rng = Generator(SFC64(SeedSequence(rng_seed, spawn_key=tuple(b"means"))))
         mean, across = problem.noise.mean_of(counts, n, rng)
         squares = (np.square(mean) + (n - 1) * np.square(across)) * (b / sigma**2)
         found += _at_most("A3: variance of a mean of b benign examples over σ²/b", squares, rate)
@@ -323,7 +312,7 @@ def _draggers(problem: Problem, parts: list[Parts], rate: float) -> tuple[Compar
     # To a fifth: it takes many draws to see few draggers.
     share = 0.2 / _OFF * max(draggers.probability, 0.005)
     found = _about("A4: share of draggers", masks, draggers.probability, share, rate)
-    supposed = [float(draggers.length(np.array(part.target_norm), sigma)) for part in parts]
+    supposed = [float(draggers.length(part.target_norm, sigma)) for part in parts]
     there = [
         (part, length)
         for part, length in zip(parts, supposed, strict=True)

@@ -66,7 +66,7 @@ def family(count: int, *, rng: int = 0, method: str = "both", tilt: float = 0.0)
     if method not in ("both", "SGD", "clipping"):
         raise InvalidArgument(f"method={shown(method)} must be 'both', 'SGD' or 'clipping'")
     seed = check_integer("rng", rng, minimum=0)
-    draw = np.random.default_rng(SeedSequence(seed, spawn_key=tuple(b"family")))
+    draw = np.random.default_rng(child(SeedSequence(seed), "family"))
     return [_case(i, draw, method, tilt) for i in range(check_integer("count", count, minimum=1))]
 
 
@@ -166,7 +166,7 @@ def drawn(number: int, *, rng: int, near: Mapping[str, float] | None = None) -> 
         rng: the seed, an integer.
         near: the numbers of another problem, of which about half are taken over.
     """
-    draw = stream(child(SeedSequence(rng), "formulas", number))
+    draw = stream(SeedSequence(rng), "formulas", number)
     ranges = _RANGES | list(PARTS.values())[number % len(PARTS)]
     dim = int(draw.choice([16, 32]))
     found = {

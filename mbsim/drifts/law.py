@@ -110,7 +110,7 @@ class MicroBatchLaw:
         """
         benign, noise, across_sq, shared, dragger, *others = self._scalars
         draggers = self.problem.draggers
-        length = min(draggers.norm_ratio * math.hypot(grad_norm, sigma), _LONGEST)
+        length = min(draggers.length(grad_norm, sigma), _LONGEST)
         along = benign * grad_norm + sigma * noise
         if draggers.tilt:
             along += (1 - benign) * (draggers.along * length)

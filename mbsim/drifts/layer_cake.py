@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from mbsim._shared.arrays import ratio
 from mbsim.drifts.law import Points
 
 __all__ = ["of_lengths", "of_rank"]
@@ -50,7 +51,7 @@ def of_rank(points: Points, m: int, rank: int) -> tuple[Array, Array]:
     at_most, slope = _binomial_cdf(rank, m - 1, survival)
     # Where at_most is 0 nothing comes of the longest norms, whose squares may be infinite.
     dt = np.where(at_most > 0, dt, 0.0)
-    cosine = np.divide(points.along, x, out=np.zeros_like(x), where=x > 0)
+    cosine = ratio(points.along, x)
     along = _beyond(weight * cosine)
     progress = (dt * along * at_most).sum()
     influence = cosine * np.cumsum(dt * at_most) + np.cumsum(dt * along * slope)
@@ -80,7 +81,7 @@ def _pairs(
 ) -> tuple[float, Array]:
     """One of the two terms of the last integral, G or H, and the influence of every point on it."""
     x, weight = points.norm, points.weight
-    cosine = np.divide(part, x, out=np.zeros_like(x), where=x > 0)
+    cosine = ratio(part, x)
     beyond = _beyond(weight * cosine)
     sunk = np.cumsum(weight * part) - weight * part
     pairs = (dt * beyond * (t * beyond * above[0] + sunk * below[0])).sum()
@@ -102,7 +103,7 @@ def of_lengths(points: Points, lengths: Array, m: int) -> tuple[Array, Array]:
         m: the number of micro-batches.
     """
     x, weight = points.norm, points.weight
-    over = np.divide(lengths, x, out=np.zeros_like(x), where=x > 0)
+    over = ratio(lengths, x)
     along, shared = over * points.along, over * points.shared
     means = (weight * along).sum(), (weight * shared).sum()
     second = (weight * np.square(lengths)).sum() / m + (1 - 1 / m) * (means[0] ** 2 + means[1] ** 2)

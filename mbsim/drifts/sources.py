@@ -21,7 +21,7 @@ from mbsim._shared.values import value
 from mbsim.clipping import Rule, looks_at_own_norm, rank_of
 from mbsim.drifts.law import MicroBatchLaw
 from mbsim.drifts.layer_cake import of_lengths, of_rank
-from mbsim.drifts.steps import StepSample
+from mbsim.drifts.steps import StepSample, clipped_lengths
 from mbsim.errors import InvalidArgument
 from mbsim.problems.noise import Gaussian, facts_of
 from mbsim.problems.problem import Problem
@@ -37,8 +37,7 @@ _CROWD = 256
 # The numerical error is so many times the spread over parts, and this share of the natural sizes √M
 # and M of A and M, for parts can agree by chance.
 _TIMES, _BY_CHANCE = 4.0, 2e-5
-# Norms beyond this are as good as infinite to a rule.
-_LONG, _LARGEST = 1e300, np.finfo(float).max
+_LARGEST = np.finfo(float).max
 # Groups of steps whose means a standard error comes from, and the fewest where steps are large;
 # micro-batches of a block, and the most of a step, for memory; the most examples drawn for a value.
 _GROUPS, _FEWEST_GROUPS, _BLOCK, _CROWDED, _EXAMPLES = 64, 8, 2**16, 2**20, 2**25
@@ -235,13 +234,6 @@ def tail_of(
 # ---------------------------------------------------------------------------- the three sources
 
 
-def _in_units(grad_norm: Array, sigma: float) -> tuple[Array, Array]:
-    """Units for r and σ in which no square of theirs overflows; r in these units."""
-    unit = np.maximum(grad_norm, sigma)
-    unit = np.where(unit > 0, unit, 1.0)
-    return unit, grad_norm / unit
-
-
 @np.errstate(over="ignore")
 def _out_of_units(drift: Array, unit: Any) -> Array:
     """A and M, ``[2, …]``, from their units."""
@@ -262,10 +254,12 @@ class _ClosedForm:
 
     @np.errstate(over="ignore")
     def values(self, grad_norm: Array, relative_error: float | None) -> DriftValues:
-        draggers = self.problem.draggers
-        unit, r = _in_units(grad_norm, self.problem.noise.sigma)
-        sigma, p = self.problem.noise.sigma / unit, draggers.probability
-        length = (draggers.norm_ratio if p else 0.0) * np.hypot(r, sigma)
+        draggers, p = self.problem.draggers, self.problem.draggers.probability
+        # In units in which no square of r and σ overflows.
+        unit = np.maximum(grad_norm, self.problem.noise.sigma)
+        unit[unit == 0] = 1.0
+        r, sigma = grad_norm / unit, self.problem.noise.sigma / unit
+        length = draggers.length(r, sigma) if p else np.zeros_like(r)
         tilted = draggers.along * length
         progress = (1 - p) * r + p * tilted
         square = (1 - p) * (r**2 + sigma**2) + p * (length**2 + tilted**2)
@@ -311,18 +305,16 @@ class _Integrated:
     def _from(self, r: float, size: int) -> tuple[Array, Array]:
         """A and M from so many points, and their errors."""
         sigma = self.problem.noise.sigma
-        (unit,), (r,) = _in_units(np.array([r]), sigma)
+        unit = max(r, sigma) or 1.0
         if size not in self._laws:
             self._laws[size] = MicroBatchLaw(self.problem, self.b, size)
-        points = self._laws[size].at(float(r), sigma / unit)
+        points = self._laws[size].at(r / unit, sigma / unit)
         rank = rank_of(self.rule, self.m)
         if rank is not None:
             drift, spread = of_rank(points, self.m, rank)
         else:
-            norms = np.minimum(points.norm * unit, _LONG)
-            lengths = norms * self.rule.factors(norms)
-            unit = lengths.max() or 1.0
-            drift, spread = of_lengths(points, lengths / unit, self.m)
+            lengths, unit = clipped_lengths(self.rule, points.norm * unit)
+            drift, spread = of_lengths(points, lengths, self.m)
         natural = np.stack([np.sqrt(np.abs(drift[1])), np.abs(drift[1])])
         if r == 0 and self._symmetric:
             drift[0] = spread[0] = 0.0

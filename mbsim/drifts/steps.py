@@ -34,6 +34,7 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
+from mbsim._shared.arrays import ratio
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim._shared.values import value
 from mbsim.clipping import Rule, rank_of
@@ -214,17 +215,16 @@ class StepSample:
         sigma, draggers, drawn = self.problem.noise.sigma, self.problem.draggers, self.drawn
         # In a unit in which no square of r and σ overflows or vanishes.
         unit = max(grad_norm, sigma) or 1.0
-        r, length = (
-            grad_norm / unit,
-            draggers.norm_ratio * math.hypot(grad_norm / unit, sigma / unit),
-        )
+        r = grad_norm / unit
+        length = draggers.length(r, sigma / unit)
         across = drawn.across / unit
         along = drawn.benign * r + drawn.noise / unit
         if draggers.tilt:
             along += (1 - drawn.benign) * (draggers.along * length)
         shared, own = drawn.shared * length, drawn.own * length
         h = np.hypot(across, np.hypot(shared, own))
-        return _Parts(unit, r, along, across, shared, own, h, np.hypot(along, h))
+        norm = np.hypot(along, h)
+        return _Parts(unit, r, length, along, across, shared, own, h, norm)
 
     def moments(self, grad_norm: float, rule: Rule) -> tuple[Array, float]:
         """⟨u, e⟩ and E‖u‖² given the scalars of every step, and the unit of u that they are in.
@@ -243,15 +243,11 @@ class StepSample:
         if rank_of(rule, x.norm.shape[1]) is not None:  # of any unit
             unit, factors = x.unit, rule.factors(x.norm)
         else:
-            norms = np.minimum(x.norm * x.unit, _LONG)
-            lengths = norms * rule.factors(norms)
-            unit = float(lengths.max()) or 1.0
-            factors = _ratio(lengths / unit, x.norm)
+            lengths, unit = clipped_lengths(rule, x.norm * x.unit)
+            factors = ratio(lengths, x.norm)
         progress, second = _moments(x, factors)
         benign = 1 - draggers.probability
-        sigma = self.problem.noise.sigma / x.unit
-        length = draggers.norm_ratio * math.hypot(x.r, sigma)
-        expected = benign * x.r + (1 - benign) * draggers.along * length
+        expected = benign * x.r + (1 - benign) * draggers.along * x.length
         controls = x.along.mean(axis=1) - expected, self.drawn.benign.mean(axis=1) - benign
         return np.stack([progress, second, *controls]), unit
 
@@ -259,13 +255,13 @@ class StepSample:
         """Every quantity of every step, ``[8, steps]`` in the order of :class:`StepQuantities`."""
         x, alpha = self._at(grad_norm), self.drawn.benign
         dragger = np.hypot(x.shared, x.own)
-        cosine = _ratio(np.hypot(x.along, x.across), x.norm)
+        cosine = ratio(np.hypot(x.along, x.across), x.norm)
         shortest, next_one = _two_smallest(x.norm)
         floor = np.minimum(np.hypot(alpha * x.r, dragger).min(axis=1), x.r) / x.r
         variance = alpha * ((self.sigma_along / x.unit) ** 2 / self.micro_batch_size)
         spread = x.h**2 + variance + np.square(alpha * x.r) / 3
-        rate = alpha * x.h.min(axis=1, keepdims=True) * _ratio(x.h**2, spread**1.5)
-        progress, second = _moments(x, _ratio(shortest[:, None], x.norm))
+        rate = alpha * x.h.min(axis=1, keepdims=True) * ratio(x.h**2, spread**1.5)
+        progress, second = _moments(x, ratio(shortest[:, None], x.norm))
         return np.stack(
             [
                 _CAP * _mean_capped(shortest, next_one, _CAP * x.r, x.norm.shape[1]),
@@ -283,18 +279,27 @@ class StepSample:
 class _Parts(NamedTuple):
     """Micro-batches at one gradient norm, ``[steps, m]`` each, in units of `unit`.
 
-    `along` e and `across` it, along h (`shared`) and across it in the draggers' frame (`own`); `h`
-    is all but `along`, and `norm` is ‖X‖.
+    `length` is that of a dragger. `along` e and `across` it, along h (`shared`) and across it in
+    the draggers' frame (`own`); `h` is all but `along`, and `norm` is ‖X‖.
     """
 
     unit: float
     r: float
+    length: float
     along: Array
     across: Array
     shared: Array
     own: Array
     h: Array
     norm: Array
+
+
+def clipped_lengths(rule: Rule, norms: Array) -> tuple[Array, float]:
+    """The lengths that a rule leaves of norms, in the unit of the longest, and that unit."""
+    norms = np.minimum(norms, _LONG)
+    lengths = norms * rule.factors(norms)
+    unit = float(lengths.max()) or 1.0
+    return lengths / unit, unit
 
 
 def _moments(x: _Parts, factors: Array) -> tuple[Array, Array]:
@@ -318,11 +323,6 @@ def _mean_capped(shortest: Array, next_one: Array, cap: float, m: int) -> Array:
     """The mean over j of min(τ_j, cap)/cap: τ is ρ, but for the shortest micro-batch itself."""
     of_most, of_one = (np.minimum(norm, cap) / cap for norm in (shortest, next_one))
     return (of_most * (m - 1) + of_one) / m
-
-
-def _ratio(above: Array, below: Array) -> Array:
-    """above/below, with 0/0 read as 0."""
-    return np.divide(above, below, out=np.zeros(below.shape), where=below > 0)
 
 
 def _summary(values: Array) -> Array:

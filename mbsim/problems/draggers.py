@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mbsim._shared.values import set_field
 from mbsim.errors import InvalidArgument, check_number, shown
@@ -71,7 +71,7 @@ class Draggers:
         """The component of a dragger along the gradient, for a transverse part of length 1."""
         return self.tilt / math.sqrt(1 - self.tilt**2)
 
-    def length(self, grad_norm: Array, sigma: float) -> Array:
+    def length(self, grad_norm: ArrayLike, sigma: ArrayLike) -> Any:
         """c √(r² + σ²), the length of a dragger's transverse part; ∞ beyond the largest float."""
         with np.errstate(over="ignore"):
             return self.norm_ratio * np.hypot(grad_norm, sigma)

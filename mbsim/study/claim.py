@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from mbsim import plots, statistics
 from mbsim._shared.seeds import child
+from mbsim._shared.values import set_field
 from mbsim.errors import InvalidArgument, check_integer, divisors, shown
 from mbsim.verdicts import Comparison, Verdict
 
@@ -74,7 +75,7 @@ class Study:
     _done: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rng", check_integer("rng", self.rng, minimum=0))
+        set_field(self, "rng", check_integer("rng", self.rng, minimum=0))
 
     @property
     def replicates(self) -> int:
