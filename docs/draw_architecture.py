@@ -13,9 +13,9 @@ from statistics import fmean
 PACKAGE = Path(__file__).parents[1] / "mbsim"
 # A room imports only from rooms before it.
 ROOMS = [
-    "errors", "_shared", "clipping", "methods", "statistics", "verdicts", "plots", "problems",
-    "simulation", "drifts", "theory", "gradients", "choosing", "checking", "study", "testing",
-    "extra", "cli", "__main__",
+    "errors", "_shared", "compiled", "clipping", "methods", "statistics", "verdicts", "plots",
+    "problems", "simulation", "drifts", "theory", "gradients", "choosing", "checking", "study",
+    "testing", "extra", "cli", "__main__",
 ]  # fmt: skip
 # What checks must not depend on what is checked: these never import each other.
 STRANGERS = {"simulation", "drifts", "theory"}

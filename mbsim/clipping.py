@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mbsim._shared.arrays import ratio
 from mbsim._shared.values import declared, set_field
+from mbsim.compiled.twins import Twin
 from mbsim.errors import (
     InvalidArgument,
     as_numbers,
@@ -105,6 +106,13 @@ class NoClipping:
         """The last: a threshold that is the largest norm clips nothing."""
         return micro_batches - 1
 
+    @property
+    def compiled(self) -> Twin:
+        """The same, compiled."""
+        from mbsim.compiled import rules
+
+        return rules.none, np.zeros(0)
+
 
 @dataclass(frozen=True)
 class SmallestNorm:
@@ -132,6 +140,13 @@ class SmallestNorm:
         """The first."""
         return 0
 
+    @property
+    def compiled(self) -> Twin:
+        """The same, compiled."""
+        from mbsim.compiled import rules
+
+        return rules.smallest, np.zeros(0)
+
 
 @dataclass(frozen=True)
 class FixedNorm:
@@ -150,6 +165,13 @@ class FixedNorm:
     def factors(self, norms: Floats) -> Floats:
         """s_j = min(1, C/x_j)."""
         return _clip_to(norms.dtype.type(self.threshold), norms)
+
+    @property
+    def compiled(self) -> Twin:
+        """The same, compiled."""
+        from mbsim.compiled import rules
+
+        return rules.fixed, np.array([self.threshold])
 
 
 @dataclass(frozen=True)
@@ -176,6 +198,13 @@ class QuantileNorm:
         """That of the q-quantile."""
         return int(np.quantile(np.arange(micro_batches), self.q, method="lower"))
 
+    @property
+    def compiled(self) -> Twin:
+        """The same, compiled."""
+        from mbsim.compiled import rules
+
+        return rules.ranked, np.array([self.q])
+
 
 @dataclass(frozen=True)
 class UnitNorm:
@@ -200,6 +229,13 @@ class UnitNorm:
         # Below the least normal number 1/x overflows: so short a gradient is read as 0.
         normal = shifted >= np.finfo(norms.dtype).tiny
         return np.divide(1, shifted, out=np.zeros_like(norms), where=normal)
+
+    @property
+    def compiled(self) -> Twin:
+        """The same, compiled."""
+        from mbsim.compiled import rules
+
+        return rules.unit, np.array([self.epsilon])
 
 
 def check_rule_argument(rule: object) -> Rule:

@@ -28,8 +28,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from mbsim import clipping, statistics
 from mbsim._shared.seeds import child, seed_sequence
+from mbsim.compiled.twins import Twin, twin_of
 from mbsim.errors import InvalidArgument, check_array, check_integer, shown
 from mbsim.problems.losses import Loss, check_loss_argument
+from mbsim.problems.micro_batches import streams
 from mbsim.problems.noise import NoiseLaw, VectorNoise, check_noise_argument
 
 __all__ = ["ContractBroken", "Kept", "check_loss", "check_noise", "check_rule"]
@@ -120,7 +122,7 @@ def check_rule(rule: Any, *, rng: int | SeedSequence | Generator = 0) -> Kept:
     Its factors must have the shape and the floating type of the norms, be finite and at least 0
     (also where norms are 0, tiny or huge), be a pure function of the norms (same norms, same
     factors; the norms left as they were; the factors following the norms when they change places)
-    and be vectorised over leading axes.
+    and be vectorised over leading axes. A compiled twin must give the same factors.
 
     Args:
         rule: the rule.
@@ -139,11 +141,13 @@ def check_rule(rule: Any, *, rng: int | SeedSequence | Generator = 0) -> Kept:
     """
     rule = clipping.check_rule_argument(rule)
     found, generator = _Findings(rule), np.random.default_rng(seed_sequence(rng))
-    largest = []
+    largest, twin = [], twin_of("rule", rule)
     for norms in _norms_to_try(generator):
         factors = _factors(rule, norms, found)
         largest.append(float(factors.max()))
         _check_purity(rule, norms, factors, found, generator)
+        if twin and norms.dtype == np.float64:
+            _check_compiled_rule(twin, norms, factors, found)
     found.figures["norms tried"] = f"{len(largest)} arrays of 1 to 64 micro-batches"
     found.figures["largest factor"] = max(largest)
     return found.report()
@@ -221,6 +225,20 @@ def _check_purity(
     )
 
 
+def _check_compiled_rule(twin: Twin, norms: Any, factors: Any, found: _Findings) -> None:
+    (function, numbers), given = twin, norms.reshape(-1, norms.shape[-1]).copy()
+    compiled = np.full(given.shape, math.nan)
+    with np.errstate(all="ignore"):
+        for row, into in zip(given, compiled, strict=True):
+            function(row, numbers, into)
+    same = _close(compiled.reshape(norms.shape), factors)
+    found.expect(
+        same and np.array_equal(given.reshape(norms.shape), norms),
+        "compiled must fill in the factors and leave the norms",
+        f"norms {_listed(norms)} give {_listed(compiled)}, and factors {_listed(factors)}",
+    )
+
+
 def _close(one: NDArray[np.floating], other: NDArray[np.floating]) -> bool:
     resolution = max(_ROUNDING, 100 * float(np.finfo(other.dtype).eps))
     return bool((np.abs(one - other) <= resolution * np.abs(other)).all())
@@ -244,8 +262,8 @@ def check_loss(
     same row by row as together, and leave w unchanged; central differences of the values must
     agree with the gradients; no difference of gradients may exceed `smoothness` times the
     distance (sought for by following the steepest curvature); no value may lie below `minimum`
-    (sought for by descending). The points tried are 0, `start` and random ones of sizes 0.01
-    to 10 around `start`.
+    (sought for by descending); a compiled twin must give the same values and gradients. The points
+    tried are 0, `start` and random ones of sizes 0.01 to 10 around `start`.
 
     Args:
         loss: the loss.
@@ -274,6 +292,8 @@ def check_loss(
     around = centre + sizes * generator.standard_normal((sizes.size, loss.dim))
     points = np.concatenate([np.zeros((1, loss.dim)), centre[None], around])
     _check_loss_calls(loss, points, found)
+    if twin := twin_of("loss", loss):
+        _check_compiled_loss(twin, loss, points, found)
     _check_gradient(loss, points, found, generator)
     _check_smoothness(loss, points, found, generator)
     _check_minimum(loss, points, found)
@@ -305,6 +325,22 @@ def _check_loss_calls(loss: Loss, points: Array, found: _Findings) -> None:
                 f"{name} must treat every row (the last axis) by itself",
                 f"w of shape {w.shape} gives other numbers together than row by row",
             )
+    found.stop_if_broken()
+
+
+def _check_compiled_loss(twin: Twin, loss: Loss, points: Array, found: _Findings) -> None:
+    (function, numbers), given = twin, points.copy()
+    gradients = np.full(points.shape, math.nan)
+    with np.errstate(all="ignore"):
+        values = [
+            function(w, numbers, gradient) for w, gradient in zip(given, gradients, strict=True)
+        ]
+    for name, compiled in (("value", np.array(values)), ("gradient", gradients)):
+        found.expect(
+            _near(compiled, getattr(loss, name)(points)) and np.array_equal(given, points),
+            f"compiled must give the {name} and leave w",
+            f"it is another {name} at some of {len(points)} points",
+        )
     found.stop_if_broken()
 
 
@@ -400,7 +436,8 @@ def check_noise(law: Any, *, rng: int | SeedSequence | Generator = 0, draws: int
     of randomness; arguments left unchanged; E ξ = 0; E‖ξ‖² = σ², in a NoiseLaw
     E along² + (n − 1) E across²; independent entries; and, for a NoiseLaw, that the mean of ν
     examples has the law of the mean of ν single draws: moments of the two numbers, of their
-    products, and Kolmogorov-Smirnov distances.
+    products, and Kolmogorov-Smirnov distances. A compiled twin must keep all of it too, and have
+    the law of single draws of ``mean_of``.
 
     Every comparison has a false-positive rate of 1e-6. It is exact for the distances, holds for
     the two-sample moments of any law, and for σ where E‖ξ‖⁴ is finite. Where the tails are heavier
@@ -429,14 +466,18 @@ def check_noise(law: Any, *, rng: int | SeedSequence | Generator = 0, draws: int
     draws = check_integer("draws", draws, minimum=2**12)
     found, generator = _Findings(law), np.random.default_rng(seed_sequence(rng))
     seed = int(generator.integers(2**32))
-    forms = [("mean_of", NoiseLaw), ("vectors", VectorNoise)]
-    for name in [name for name, kind in forms if isinstance(law, kind)]:
+    has = {
+        "mean_of": isinstance(law, NoiseLaw),
+        "compiled": twin_of("noise", law),
+        "vectors": isinstance(law, VectorNoise),
+    }
+    for name in [name for name, there in has.items() if there]:
         for n in (1, 8):
             draw = _draw_of(law, name, n)
             _check_noise_calls(draw, name, n, seed, found)
             _check_moments(draw, law, n, draws, seed, found)
-            if name == "mean_of" and law.sigma > 0:
-                _check_means(law, n, max(2**12, draws // 16), seed, found)
+            if name != "vectors" and law.sigma > 0:
+                _check_means(draw, law, n, max(2**12, draws // 16), seed, found)
     return found.report()
 
 
@@ -448,7 +489,19 @@ _Draw = Callable[[NDArray[np.int64], Generator], tuple[Array, ...]]
 def _draw_of(law: Any, name: str, n: int) -> _Draw:
     if name == "mean_of":
         return lambda counts, rng: law.mean_of(counts, n, rng)
-    return lambda counts, rng: (law.vectors(counts.shape, n, rng),)
+    if name == "vectors":
+        return lambda counts, rng: (law.vectors(counts.shape, n, rng),)
+    twin = twin_of("noise", law)
+    assert twin
+    function, numbers = twin
+
+    def draw(counts: NDArray[np.int64], rng: Generator) -> tuple[Array, ...]:
+        along, across = np.full((2, counts.size), math.nan)
+        with np.errstate(all="ignore"):
+            function(counts.ravel(), n, numbers, streams(rng, 1)[0], along, across)
+        return along.reshape(counts.shape), across.reshape(counts.shape)
+
+    return draw
 
 
 def _check_noise_calls(draw: _Draw, name: str, n: int, seed: int, found: _Findings) -> None:
@@ -572,10 +625,10 @@ _POWERS = {
 }
 
 
-def _check_means(law: Any, n: int, draws: int, seed: int, found: _Findings) -> None:
-    """The mean of ν examples by ``counts=ν`` against the mean of ν single draws."""
+def _check_means(draw: _Draw, law: Any, n: int, draws: int, seed: int, found: _Findings) -> None:
+    """The mean of ν examples by ``counts=ν`` against the mean of ν single draws of ``mean_of``."""
     columns = np.broadcast_to((0, *_COUNTS), (draws, 1 + len(_COUNTS))).copy()
-    at_once = law.mean_of(columns, n, _stream(seed, n, 0))
+    at_once = draw(columns, _stream(seed, n, 0))
     promise = "the mean of counts examples must have the law of a mean of single draws"
     # Across e there is nothing in one dimension.
     powers = {name: (i, j) for name, (i, j) in _POWERS.items() if n > 1 or j == 0}

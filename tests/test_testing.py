@@ -509,6 +509,64 @@ def test_both_forms_are_checked():
         check_noise(Both(), draws=2**18)
 
 
+# ------------------------------------------------------------------------- compiled twins
+
+
+class Twinned:
+    """Another object, with its twin or with the twin's function and other numbers."""
+
+    def __init__(self, other, *numbers):
+        self.other, self.numbers = other, numbers
+
+    @property
+    def compiled(self):
+        function, numbers = self.other.compiled
+        return function, self.numbers or numbers
+
+
+class TwinnedLoss(Twinned):
+    compiled = Twinned.compiled
+    dim, smoothness, minimum = 3, 1.0, 0.0
+
+    def value(self, w):
+        return self.other.value(w)
+
+    def gradient(self, w):
+        return self.other.gradient(w)
+
+
+class TwinnedRule(Twinned):
+    compiled = Twinned.compiled
+
+    def factors(self, norms):
+        return self.other.factors(norms)
+
+
+class TwinnedLaw(Twinned):
+    compiled = Twinned.compiled
+    sigma = 1.0
+
+    def mean_of(self, counts, benign_dim, rng):
+        return self.other.mean_of(counts, benign_dim, rng)
+
+
+TWINS = [
+    (check_loss, TwinnedLoss, mbsim.losses.Quadratic([1.0, 0.5, 0.2]), (1.0, 0.5, 0.20001)),
+    (check_rule, TwinnedRule, mbsim.clipping.FixedNorm(0.5), (0.50001,)),
+    (check_noise, TwinnedLaw, mbsim.noise.Gaussian(sigma=1.0), (1.02,)),
+    # As large, but skewed differently: a moment of single draws must tell.
+    (check_noise, TwinnedLaw, mbsim.noise.TwoPoint(rare=0.5), (0.0, 1 / 0.3, 0.1)),
+    (check_noise, TwinnedLaw, mbsim.noise.StudentT(df=5.0), (1.0, 4.0)),
+]
+
+
+@pytest.mark.parametrize(("check", "kind", "other", "wrong"), TWINS)
+def test_a_twin_that_differs_is_caught(check, kind, other, wrong):
+    check(kind(other))
+    with pytest.raises(ContractBroken):
+        check(kind(other, *wrong))
+
+
 def test_the_checks_are_deterministic_and_leave_the_generator_alone():
     assert str(check_noise(Gaussian(), draws=2**14)) == str(check_noise(Gaussian(), draws=2**14))
     assert str(check_rule(SmallestNorm(), rng=5)) == str(check_rule(SmallestNorm(), rng=5))

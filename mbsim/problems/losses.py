@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbsim._shared.values import set_field, value
+from mbsim.compiled.twins import Twin
 from mbsim.errors import (
     InvalidArgument,
     check_array,
@@ -108,6 +109,13 @@ class Quadratic:
         """λ_i w_i."""
         return self.eigenvalues * w
 
+    @property
+    def compiled(self) -> Twin:
+        """Value and gradient, compiled."""
+        from mbsim.compiled import losses
+
+        return losses.quadratic, self.eigenvalues
+
     def __str__(self) -> str:
         low, high = self.eigenvalues.min(), self.eigenvalues.max()
         return f"½ Σ λᵢ wᵢ² in {self.dim} dimensions, λ from {low:.3g} to {high:.3g}"
@@ -154,6 +162,13 @@ class LogCosh:
         """tanh w_i."""
         return np.tanh(w)
 
+    @property
+    def compiled(self) -> Twin:
+        """Value and gradient, compiled."""
+        from mbsim.compiled import losses
+
+        return losses.log_cosh, np.zeros(0)
+
     def __str__(self) -> str:
         return f"Σ log cosh wᵢ in {self.dim} dimensions"
 
@@ -196,8 +211,49 @@ class Ripple:
         """w_i + a sin 2w_i."""
         return w + self.amplitude * np.sin(2 * w)
 
+    @property
+    def compiled(self) -> Twin:
+        """Value and gradient, compiled."""
+        from mbsim.compiled import losses
+
+        return losses.ripple, np.array([self.amplitude])
+
     def __str__(self) -> str:
         return f"½‖w‖² + {self.amplitude:g} Σ sin² wᵢ in {self.dim} dimensions"
+
+
+@value
+class Held:
+    """A gradient that is the same everywhere, to look at single steps; its value is not looked at.
+
+    >>> Held(np.array([3.0, 4.0])).gradient(np.zeros((2, 2)))
+    array([[3., 4.],
+           [3., 4.]])
+    """
+
+    direction: Any
+    smoothness = 1.0
+    minimum = 0.0
+
+    @property
+    def dim(self) -> int:
+        """The number of parameters."""
+        return int(self.direction.size)
+
+    def value(self, w: Array) -> Array:
+        """0."""
+        return np.zeros(w.shape[:-1])
+
+    def gradient(self, w: Array) -> Array:
+        """The same for every w."""
+        return np.zeros_like(w) + self.direction
+
+    @property
+    def compiled(self) -> Twin:
+        """Value and gradient, compiled."""
+        from mbsim.compiled import losses
+
+        return losses.held, self.direction
 
 
 def check_loss_argument(loss: Any) -> Loss:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from mbsim._shared.values import declared, set_field
+from mbsim.compiled.twins import Twin
 from mbsim.errors import InvalidArgument, check_number, shown
 from mbsim.problems.normals import standard_normals
 
@@ -161,6 +162,13 @@ class Gaussian:
         return _isotropic(self.sigma, counts, benign_dim, rng)
 
     @property
+    def compiled(self) -> Twin:
+        """The same law, compiled."""
+        from mbsim.compiled import laws
+
+        return laws.gaussian, np.array([self.sigma])
+
+    @property
     def facts(self) -> Facts:
         """Everything that can be said."""
         return Facts(
@@ -187,12 +195,18 @@ def _with_isotropic_share(
     rng: Generator,
 ) -> tuple[Array, Array]:
     """Scale the unit-variance component `along` e, and add the isotropic rest of the variance."""
-    along = along * (law.sigma * math.sqrt(1 - law.isotropic_share))
-    if law.isotropic_share == 0:
+    isotropic, skewed = _deviations(law)
+    along = along * skewed
+    if isotropic == 0:
         return along, np.zeros(np.shape(counts))
-    share = math.sqrt(law.isotropic_share)
-    rest, across = _isotropic(law.sigma * share, counts, benign_dim, rng)
+    rest, across = _isotropic(isotropic, counts, benign_dim, rng)
     return along + rest, across
+
+
+def _deviations(law: TwoPoint | Exponential) -> tuple[float, float]:
+    """The roots of the isotropic and of the skewed share of σ²."""
+    share = law.isotropic_share
+    return law.sigma * math.sqrt(share), law.sigma * math.sqrt(1 - share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +243,15 @@ class TwoPoint:
         spread = math.sqrt(self.rare * (1 - self.rare))
         along = (hits - counts * self.rare) * (_inverse(counts) / spread)
         return _with_isotropic_share(self, along, counts, benign_dim, rng)
+
+    @property
+    def compiled(self) -> Twin:
+        """The same law, compiled."""
+        from mbsim.compiled import laws
+
+        isotropic, skewed = _deviations(self)
+        scale = skewed / math.sqrt(self.rare * (1 - self.rare))
+        return laws.two_point, np.array([isotropic, scale, self.rare])
 
     @property
     def facts(self) -> Facts:
@@ -273,6 +296,13 @@ class Exponential:
         """A gamma variable of shape ν over ν, centred, and the isotropic share."""
         along = rng.standard_gamma(counts) * _inverse(counts) - (counts > 0)
         return _with_isotropic_share(self, along, counts, benign_dim, rng)
+
+    @property
+    def compiled(self) -> Twin:
+        """The same law, compiled."""
+        from mbsim.compiled import laws
+
+        return laws.exponential, np.array(_deviations(self))
 
     @property
     def facts(self) -> Facts:
@@ -332,6 +362,13 @@ class StudentT:
         total = _sums_of_inverse_chi_squares(counts, self.df, rng) * (self.df - 2)
         deviation = self.sigma * np.sqrt(total / benign_dim) * _inverse(counts)
         return deviation * standard_normals(np.shape(counts), rng), deviation
+
+    @property
+    def compiled(self) -> Twin:
+        """The same law, compiled."""
+        from mbsim.compiled import laws
+
+        return laws.student_t, np.array([self.sigma, self.df])
 
     @property
     def facts(self) -> Facts:

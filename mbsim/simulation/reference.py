@@ -10,8 +10,6 @@ examples, which pairs them. Source: [Wang2024] Algorithm 1; the theory page, sec
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
@@ -39,25 +37,19 @@ class Reference:
         rule: the clipping rule.
         batch_size: B.
         micro_batches: m.
-        streams: one generator, that of the lane.
+        rng: the stream of the lane.
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        rule: Rule,
-        batch_size: int,
-        micro_batches: int,
-        streams: list[Generator],
+        self, problem: Problem, rule: Rule, batch_size: int, micro_batches: int, rng: Generator
     ) -> None:
         self.rule, self.width = rule, self.lane_width(problem, batch_size, micro_batches)
-        (stream,) = streams
         self.draws = VectorDraws(
             problem=problem,
             batch_size=batch_size,
             m=micro_batches,
             width=self.width,
-            rng=stream,
+            rng=rng,
         )
 
     @classmethod
@@ -82,18 +74,13 @@ class Reference:
         return max(1, min(64, _LANE_NUMBERS // numbers))
 
     @classmethod
-    def lanes_together(cls, *sizes: Any) -> tuple[int, int]:  # noqa: ARG003
-        """One thread advances one lane at a time."""
-        return 1, 1
-
-    @classmethod
     def block_bytes(cls, problem: Problem, batch_size: int, micro_batches: int) -> int:
         """About how much memory one thread needs: measured, 3.5 times the examples of a step."""
         width = cls.lane_width(problem, batch_size, micro_batches)
         return 28 * width * batch_size * problem.dimension
 
-    def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_] | None]:
-        """One update for each replicate, and which of them stand still because ρ = 0, if any.
+    def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_]]:
+        """One update for each replicate, and which of them stand still because ρ = 0.
 
         Args:
             gradient: ∇L(w) of each replicate, ``[width, d]``.
@@ -102,4 +89,5 @@ class Reference:
         norms = norms_of(micro_batches)
         factors = self.rule.factors(norms)
         update: Array = np.einsum("rj,rji->ri", factors, micro_batches) / factors.shape[-1]
-        return update, None if norms.all() else ~((factors != 0) & (norms != 0)).any(axis=-1)
+        moves = ((factors != 0) & (norms != 0)).any(axis=-1)
+        return update, ~norms.all(axis=-1) & ~moves

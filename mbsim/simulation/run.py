@@ -7,9 +7,9 @@ import math
 import os
 import platform
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,9 +34,10 @@ from mbsim.errors import (
 from mbsim.methods import SGD, Method, MicroBatchClipping, check_method
 from mbsim.problems import draggers, losses, noise
 from mbsim.problems.lengths import unit_of
+from mbsim.problems.losses import Held
 from mbsim.problems.problem import Problem, check_problem
 from mbsim.problems.setting import Setting
-from mbsim.simulation.exact_law import ExactLaw
+from mbsim.simulation.exact_law import ExactLaw, Replicates, parts_of
 from mbsim.simulation.reference import Reference
 
 if TYPE_CHECKING:
@@ -403,21 +404,15 @@ def simulate(
     if threads is None:
         seen = hasattr(os, "sched_getaffinity")
         threads = len(os.sched_getaffinity(0)) if seen else os.cpu_count() or 1
-    n_lanes = -(-plan.replicates // plan.width)
-    kind = _ENGINES[plan.engine]
-    fewest, most = kind.lanes_together(*plan.sizes)
-    room = max(1, _MEMORY // kind.block_bytes(*plan.sizes))
+    room = max(1, _MEMORY // _ENGINES[plan.engine].block_bytes(*plan.sizes))
     workers = min(check_integer("threads", threads, minimum=1), room)
-    block = max(fewest, min(most, n_lanes // workers))
-    blocks = [range(i, min(i + block, n_lanes)) for i in range(0, n_lanes, block)]
-
     counts = {"replicate": plan.replicates, "step": plan.recorded.size}
     counts["coordinate"] = problem.dimension
     out: dict[str, Any] = {
         name: np.full([counts[axis] for axis in axes], -1, dtype)
         for name, (dtype, axes) in _ARRAYS.items()
     }
-    _in_threads(plan, out, blocks, workers)
+    _in_threads(plan, out, workers)
     return Run(
         problem=problem,
         method=method,
@@ -497,9 +492,7 @@ def draw_updates(
     >>> draw_updates(problem, mbsim.SGD(), np.ones(4), batch_size=8, replicates=10, rng=0).shape
     (10, 4)
     """
-    plan = _plan(problem, method, engine, batch_size, replicates, rng)
-    width = plan.width
-    gradient = check_array("gradient", gradient, ndim=1)
+    problem, gradient = check_problem(problem), check_array("gradient", gradient, ndim=1)
     with np.errstate(over="ignore"):
         fits = gradient.size == problem.dimension and np.isfinite(np.square(gradient).sum())
     if not fits:
@@ -507,14 +500,12 @@ def draw_updates(
             f"gradient={shown(gradient)} must have {problem.dimension} coordinates and a finite "
             "square"
         )
-    out = np.empty((replicates, problem.dimension))
-    at = np.tile(gradient, (width, 1))
-    with np.errstate(all="ignore"):
-        for first in range(0, plan.replicates, width):
-            rows = out[first : first + width]
-            rows[:] = plan.build([first // width]).update(at)[0][: len(rows)]
-    check_finite("an update at this gradient", out)
-    return out
+    # One step of length 1 from 0, on a loss that has this gradient.
+    held = replace(problem, loss=Held(gradient), start=np.zeros(gradient.size))
+    settings: dict[str, Any] = {"replicates": replicates, "rng": rng, "engine": engine}
+    run = simulate(held, method, batch_size=batch_size, step_size=1.0, steps=1, **settings)
+    check_finite("an update at this gradient", run.final_w)
+    return 0 - run.final_w
 
 
 @dataclass(frozen=True)
@@ -542,11 +533,10 @@ class _Plan:
         """How many replicates share one stream."""
         return _ENGINES[self.engine].lane_width(*self.sizes)
 
-    def build(self, lanes: Iterable[int]) -> Reference | ExactLaw:
-        """The engine for some lanes, each with its own stream."""
-        streams = [stream(self.seed, lane) for lane in lanes]
+    def build(self, lane: int) -> Reference | ExactLaw:
+        """The engine for one lane, with a stream of its own."""
         return _ENGINES[self.engine](
-            self.problem, self.rule, self.batch_size, self.micro_batches, streams
+            self.problem, self.rule, self.batch_size, self.micro_batches, stream(self.seed, lane)
         )
 
 
@@ -601,21 +591,43 @@ def _seed_content(seed: SeedSequence) -> tuple[Any, tuple[int, ...]]:
     return list(map(int, entropy)) if many else int(entropy), tuple(map(int, seed.spawn_key))
 
 
-def _in_threads(plan: _Plan, out: dict[str, Any], blocks: list[range], workers: int) -> None:
-    stop, done = threading.Event(), [0] * len(blocks)
-    total = sum(len(lanes) for lanes in blocks) * plan.steps
+def _in_threads(plan: _Plan, out: dict[str, Any], workers: int) -> None:
+    """Fill `out`, a block of replicates at a time."""
+    stop, done = threading.Event(), {}
+    with np.errstate(over="ignore"):
+        limit = plan.problem.loss.minimum + _divergence_gap(plan.problem)
+    parts = parts_of(plan.problem, plan.rule) if plan.engine == "exact_law" else None
+    replicates = plan.replicates
+    if parts:
+        engine = Replicates(
+            plan.problem, parts, plan.rule, plan.batch_size, plan.micro_batches, plan.step_size,
+            limit, plan.seed,
+        )  # fmt: skip
+        block = min(plan.width, -(-replicates // workers))
+    else:
+        block = plan.width
+    blocks = [range(i, min(i + block, replicates)) for i in range(0, replicates, block)]
+
+    def advance(rows: range) -> None:
+        def tell(steps: int) -> None:
+            done[rows] = steps * len(rows)
+
+        with np.errstate(all="ignore"):  # divergence overflows; it is looked for and recorded
+            if parts:
+                every = int(plan.recorded[1])
+                engine.advance(rows, plan.steps, every, out, stop.is_set, tell)
+            else:
+                _run_lane(plan, out, rows, limit, stop, tell)
+
     with (
-        progress(total, "simulating") as bar,
+        progress(replicates * plan.steps, "simulating") as bar,
         ThreadPoolExecutor(min(workers, len(blocks)), thread_name_prefix="mbsim") as pool,
     ):
         try:
-            pending = {
-                pool.submit(_run_block, plan, out, lanes, stop, done, i)
-                for i, lanes in enumerate(blocks)
-            }
+            pending = {pool.submit(advance, rows) for rows in blocks}
             while pending:
                 finished, pending = wait(pending, timeout=0.2, return_when="FIRST_EXCEPTION")
-                bar.update(sum(done))
+                bar.update(sum(done.values()))
                 for job in finished:
                     job.result()
         finally:  # also on Ctrl-C: every block sees the event within one step
@@ -623,51 +635,45 @@ def _in_threads(plan: _Plan, out: dict[str, Any], blocks: list[range], workers: 
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run_block(
+def _run_lane(
     plan: _Plan,
     out: dict[str, Any],
-    lanes: range,
+    rows: range,
+    limit: float,
     stop: threading.Event,
-    done: list[int],
-    number: int,
+    tell: Callable[[int], None],
 ) -> None:
-    """Advance the replicates of some lanes from start to end, and write their rows of `out`."""
-    with np.errstate(all="ignore"):  # divergence overflows; it is looked for and recorded
-        problem, loss = plan.problem, plan.problem.loss
-        engine = plan.build(lanes)
-        width, replicates = engine.width, len(lanes) * engine.width
-        rows = slice(lanes.start * width, min(lanes.stop * width, plan.replicates))
-        kept = rows.stop - rows.start
-        # Replicates lie side by side in memory: all arithmetic is in long rows, whatever d is.
-        w = np.repeat(problem.start[:, None], replicates, axis=1).T
-        total = np.zeros(replicates)
-        diverged_at, stalled_at = np.full(replicates, -1), np.full(replicates, -1)
-        limit = problem.loss.minimum + _divergence_gap(problem)
-        record = 0
-        for step in range(plan.steps + 1):
-            gradient, values = loss.gradient(w), loss.value(w)
-            blown = ~(values <= limit) | (diverged_at >= 0)
-            if blown.any():
-                diverged_at[blown & (diverged_at < 0)] = step
-                w[blown] = gradient[blown] = values[blown] = total[blown] = np.nan
-            grad_norm_sq = np.einsum("...i,...i->...", gradient, gradient)
-            if plan.recorded[record] == step:
-                out["grad_norm_sq"][rows, record] = grad_norm_sq[:kept]
-                out["loss"][rows, record] = values[:kept]
-                record += 1
-            if step == plan.steps or stop.is_set():
-                break
-            total += grad_norm_sq
-            update, stalled = engine.update(gradient)
-            update *= plan.step_size
-            w -= update
-            if stalled is not None:
-                stalled_at[stalled & (stalled_at < 0)] = step
-            done[number] = (step + 1) * len(lanes)
-        out["final_w"][rows] = w[:kept]
-        out["mean_grad_norm_sq"][rows] = total[:kept] / plan.steps
-        out["diverged_at"][rows] = diverged_at[:kept]
-        out["stalled_at"][rows] = stalled_at[:kept]
+    """Advance the replicates of a lane from start to end, and write their rows of `out`."""
+    loss, engine = plan.problem.loss, plan.build(rows.start // plan.width)
+    here, kept = slice(rows.start, rows.stop), len(rows)
+    # Replicates lie side by side in memory: all arithmetic is in long rows, whatever d is.
+    w = np.repeat(plan.problem.start[:, None], engine.width, axis=1).T
+    total = np.zeros(engine.width)
+    diverged_at, stalled_at = np.full(engine.width, -1), np.full(engine.width, -1)
+    record = 0
+    for step in range(plan.steps + 1):
+        gradient, values = loss.gradient(w), loss.value(w)
+        blown = ~(values <= limit) | (diverged_at >= 0)
+        if blown.any():
+            diverged_at[blown & (diverged_at < 0)] = step
+            w[blown] = gradient[blown] = values[blown] = total[blown] = np.nan
+        grad_norm_sq = np.einsum("...i,...i->...", gradient, gradient)
+        if plan.recorded[record] == step:
+            out["grad_norm_sq"][here, record] = grad_norm_sq[:kept]
+            out["loss"][here, record] = values[:kept]
+            record += 1
+        if step == plan.steps or stop.is_set():
+            break
+        total += grad_norm_sq
+        update, stalled = engine.update(gradient)
+        update *= plan.step_size
+        w -= update
+        stalled_at[stalled & (stalled_at < 0)] = step
+        tell(step + 1)
+    out["final_w"][here] = w[:kept]
+    out["mean_grad_norm_sq"][here] = total[:kept] / plan.steps
+    out["diverged_at"][here] = diverged_at[:kept]
+    out["stalled_at"][here] = stalled_at[:kept]
 
 
 def _divergence_gap(problem: Problem) -> float:

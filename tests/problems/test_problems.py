@@ -8,13 +8,14 @@ import pickle
 import mpmath
 import numpy as np
 import pytest
+from draws import many
 from same_law import true_mean
 
 import mbsim
 from mbsim import Draggers, Problem
 from mbsim.problems.draggers import uniform_directions
 from mbsim.problems.losses import LogCosh, Quadratic, Ripple
-from mbsim.problems.micro_batches import MicroBatches, cosines, draw_micro_batches
+from mbsim.problems.micro_batches import MicroBatches, draw_micro_batches
 from mbsim.problems.noise import Gaussian, StudentT, TwoPoint
 from mbsim.testing import check_loss
 
@@ -153,7 +154,7 @@ def test_problems_print_themselves():
 @pytest.mark.parametrize("dimensions", [1, 2, 3, 4, 5, 40])
 def test_cosines_have_the_moments_of_a_coordinate_of_the_sphere(dimensions):
     """E c² = 1/N, E c⁴ = 3/(N(N+2)), E c⁶ = 15/(N(N+2)(N+4)), odd moments 0."""
-    c = cosines(2**18, dimensions, np.random.default_rng(dimensions))
+    c = many("cosine", 2**18, dimensions, rng=dimensions)
     assert np.abs(c).max() <= 1
     N = dimensions
     truths = {1: 0, 3: 0, 2: 1 / N, 4: 3 / (N * (N + 2)), 6: 15 / (N * (N + 2) * (N + 4))}
@@ -171,10 +172,10 @@ def test_cosines_are_those_of_uniform_directions():
         rng = np.random.default_rng(dimensions)
         directions = uniform_directions((2**15,), dimensions, rng)
         np.testing.assert_allclose(np.square(directions).sum(axis=1), 1, rtol=1e-14)  # rounding
-        ours = cosines(2**15, dimensions, rng)
+        ours = many("cosine", 2**15, dimensions, rng=dimensions)
         assert _distance(ours, directions[:, -1]) <= _distance_limit(2**15)
         if dimensions > 1:  # the wrong dimension is told apart
-            wrong = cosines(2**15, dimensions + 1, rng)
+            wrong = many("cosine", 2**15, dimensions + 1, rng=dimensions)
             assert _distance(wrong, directions[:, -1]) > _distance_limit(2**15)
 
 

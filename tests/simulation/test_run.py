@@ -64,50 +64,64 @@ def engine(request):
     return request.param
 
 
+@pytest.fixture(params=[*ENGINES, "lanes"])
+def how(request):
+    """Each engine, and the fast one with a loss that NumPy evaluates for a lane at a time."""
+    by_lanes = request.param == "lanes"
+    whole = problem(loss=OwnLoss()) if by_lanes else problem()
+    return {"whole": whole, "engine": "exact_law" if by_lanes else request.param}
+
+
 @pytest.fixture(params=[64, 5, 1])
-def replicates(request, engine, monkeypatch):
+def replicates(request, how, monkeypatch):
     """Three lanes and a bit: of 64 replicates, or of fewer, as where a step is very large."""
     width = request.param
     if width < 64:
         numbers = exact_law._numbers_per_step(problem(), 3)
         monkeypatch.setattr(exact_law, "_LANE_NUMBERS", width * numbers)
         monkeypatch.setattr(reference, "_LANE_NUMBERS", width * 6 * 8)
-    kind = exact_law.ExactLaw if engine == "exact_law" else reference.Reference
+    kind = exact_law.ExactLaw if how["engine"] == "exact_law" else reference.Reference
     width = kind.lane_width(problem(), 6, 3)
-    assert width == max(request.param, 2 if engine == "exact_law" else 1)
+    assert width == request.param
     return 3 * width + 2
 
 
 @pytest.mark.parametrize("threads", [2, 3, 7])
-def test_threads_change_no_digit(engine, replicates, threads):
-    one = simulate(engine=engine, replicates=replicates, threads=1)
-    same(one, simulate(engine=engine, replicates=replicates, threads=threads))
+def test_threads_change_no_digit(how, replicates, threads):
+    one = simulate(**how, replicates=replicates, threads=1)
+    same(one, simulate(**how, replicates=replicates, threads=threads))
 
 
-def test_more_replicates_never_change_old_ones(engine, replicates):
-    whole, lane = simulate(engine=engine, replicates=replicates), replicates // 3
+def test_more_replicates_never_change_old_ones(how, replicates):
+    whole, lane = simulate(**how, replicates=replicates), replicates // 3
     for fewer in {1, lane, lane + 1, replicates - 1}:
-        same(simulate(engine=engine, replicates=fewer), whole, slice(fewer))
+        same(simulate(**how, replicates=fewer), whole, slice(fewer))
 
 
-def test_the_order_of_adding_up_micro_batches_is_fixed(monkeypatch):
+def test_the_order_of_adding_up_micro_batches_is_fixed(how, monkeypatch):
     """NumPy adds a run of numbers that lies alone in memory in another order than several side by
     side: narrow lanes of many micro-batches must give the same bits one by one and together."""
     numbers = exact_law._numbers_per_step(problem(), 16)
     monkeypatch.setattr(exact_law, "_LANE_NUMBERS", numbers)
     width = exact_law.ExactLaw.lane_width(problem(), 32, 16)
-    arguments = {"batch_size": 32, "engine": "exact_law"}
     for threads in (1, 8):
-        together = simulate(threads=threads, replicates=9 * width, **arguments)
-        same(simulate(replicates=width, **arguments), together, slice(width))
+        together = simulate(**how, batch_size=32, threads=threads, replicates=9 * width)
+        same(simulate(**how, batch_size=32, replicates=width), together, slice(width))
 
 
-def test_more_steps_never_change_earlier_ones(engine):
-    long = simulate(engine=engine, steps=40)
+def test_more_steps_never_change_earlier_ones(how):
+    long = simulate(**how, steps=40)
     for steps in (1, 2, 3, 7, 8, 31):
-        short = simulate(engine=engine, steps=steps)
+        short = simulate(**how, steps=steps)
         np.testing.assert_array_equal(short.grad_norm_sq, long.grad_norm_sq[:, : steps + 1])
         np.testing.assert_array_equal(short.loss, long.loss[:, : steps + 1])
+
+
+def test_what_runs_before_it_changes_no_digit(how, monkeypatch):
+    """However long the pieces are in which compiled code is left and entered again."""
+    one = simulate(**how, steps=200)
+    monkeypatch.setattr(exact_law, "_SECONDS", 0.0)
+    same(one, simulate(**how, steps=200))
 
 
 def test_lanes_of_many_sorts_of_numbers_fit_together(engine):

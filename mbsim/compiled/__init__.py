@@ -1,0 +1,1 @@
+"""Compiled code: random numbers, rules, laws, losses and the step made of them. Arrays alone."""
