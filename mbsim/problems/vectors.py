@@ -9,7 +9,6 @@ themselves. What is drawn depends neither on b nor on w. Source: the theory page
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
@@ -25,7 +24,6 @@ __all__ = ["VectorDraws"]
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class VectorDraws:
     """Draws steps for some replicates at once, from one stream.
 
@@ -37,17 +35,21 @@ class VectorDraws:
         rng: the stream.
     """
 
-    problem: Problem
-    batch_size: int
-    m: int
-    width: int
-    rng: Generator
+    def __init__(
+        self, *, problem: Problem, batch_size: int, m: int, width: int, rng: Generator
+    ) -> None:
+        self.problem, self.batch_size, self.m = problem, batch_size, m
+        self.width, self.rng = width, rng
+        # Used again and again: fresh memory for so many numbers costs as much as drawing them.
+        self._across = np.empty((width, batch_size, problem.benign_dim - 1))
+        self._means = np.empty((width, m, problem.dimension))
 
     def at(self, gradient: Array) -> tuple[Array, NDArray[np.bool_]]:
         """One step at ∇L(w) of each replicate, ``[width, d]``.
 
         Returns:
-            X_j, ``[width, m, d]``; and which of the examples are draggers, ``[width, B]``.
+            X_j, ``[width, m, d]``, in memory that the next step uses again; and which of the
+            examples are draggers, ``[width, B]``.
         """
         uniforms = self.rng.random((self.width, self.batch_size))
         is_dragger = uniforms < self.problem.draggers.probability
@@ -61,10 +63,9 @@ class VectorDraws:
         # In the frame: along e, across it, and in the dragger frame.
         along = benign_share * norm[:, None] + along + length[:, None] * tilted
         dragger *= length[:, None, None]
-        direction = _unit(gradient)
-        means = along[..., None] * direction[:, None]
-        means[..., :n] += _reflect(direction[:, :n], across)
-        means[..., n:] += _reflect(direction[:, n:], dragger)
+        direction, means = _unit(gradient), self._means
+        _place(along, direction[:, :n], across, means[..., :n])
+        _place(along, direction[:, n:], dragger, means[..., n:])
         return means, is_dragger
 
     def _benign_means(self, is_benign: NDArray[np.bool_]) -> tuple[Array, Array]:
@@ -76,9 +77,11 @@ class VectorDraws:
             along, across, rest = vectors[..., 0], np.ones(shape), vectors[..., 1:]
         else:
             along, across = noise.mean_of(np.ones(shape, dtype=np.int64), n, self.rng)
-            rest = np.zeros((*shape, n - 1))
+            rest = self._across
             if across.any():
-                rest = self.rng.standard_normal((*shape, n - 1))
+                self.rng.standard_normal(out=rest)
+            else:
+                rest[:] = 0
         mean_along = np.where(is_benign, along, 0).reshape(-1, self.m, b).mean(axis=-1)
         weights = (np.where(is_benign, across, 0) / b).reshape(-1, self.m, b)
         rest = rest.reshape(self.width, self.m, b, n - 1)
@@ -139,8 +142,19 @@ def _orthogonal(axis: Array, coordinates: Array) -> Array:
     return out
 
 
-def _reflect(direction: Array, coordinates: Array) -> Array:
-    """`coordinates` across the projection of e on one subspace, as vectors of that subspace."""
-    if coordinates.shape[-1] == 0:
-        return np.zeros(1)
-    return _orthogonal(direction[:, None], coordinates)
+def _place(along: Array, direction: Array, coordinates: Array, out: Array) -> None:
+    """In one subspace: `along` times its part of e, and `coordinates` across that part.
+
+    The arithmetic of :func:`_orthogonal`, with what lies along f added up before it is written.
+    """
+    if out.shape[-1] == 0:
+        return
+    f, norm = _unit(direction)[:, None], norms_of(direction)[:, None]
+    size = 1 + np.abs(f[..., 0])
+    inner = np.zeros(along.shape)
+    if coordinates.shape[-1]:
+        inner = np.einsum("...i,...i->...", f[..., 1:], coordinates) / size
+    np.multiply((along * norm - inner)[..., None], f, out=out)
+    if coordinates.shape[-1]:
+        out[..., 1:] += coordinates
+    out[..., 0] = along * direction[:, None, 0] - inner * np.copysign(size, f[..., 0])

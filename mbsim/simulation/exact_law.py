@@ -182,7 +182,7 @@ class Replicates:
 
         here, states = slice(rows.start, rows.stop), self._states(rows)
         w, total = np.tile(self.start, (len(rows), 1)), np.zeros(len(rows))
-        first, chunk = 0, 1
+        first, chunk = 0, max(1, 256 // len(rows))
         while first <= steps and not stopped():
             began, stop = time.perf_counter(), min(first + chunk, steps + 1)
             step.run(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mbsim import clipping
 from mbsim._shared import records, tables
+from mbsim._shared.memory import free_memory
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim._shared.values import value
@@ -380,7 +381,8 @@ def simulate(
         threads: how many threads; as many as there are processors if None.
 
     Returns:
-        A :class:`Run`. Beyond its arrays, memory stays under 1 GiB.
+        A :class:`Run`. Beyond its arrays, memory stays under 1 GiB. How much the arrays take
+        stands beside the progress; what would not fit is refused.
 
     Raises:
         InvalidArgument: for arguments that break a rule. Divergence raises nothing: it is
@@ -540,9 +542,12 @@ class _Plan:
         )
 
 
-# What all threads together may take beyond the arrays returned; and the most of those, 16 GiB.
+# What all threads together may take beyond the arrays returned.
 _MEMORY = 9 * 2**30 // 10
-_MOST_RETURNED = 2**31
+# Replicate-steps that make a call worth its while, and coordinates of a block (1 MiB).
+_WORTH = 2**17
+# Results of which the size is said beforehand.
+_LARGE = 2**28
 
 
 def _plan(
@@ -563,11 +568,12 @@ def _plan(
     every = check_integer("record_every", record_every, minimum=1)
     replicates = check_integer("replicates", replicates, minimum=1)
     engine = choose_engine(problem, engine)
-    numbers = replicates * (2 * (steps // every + 2) + problem.dimension + 3)
-    if numbers > _MOST_RETURNED:
+    size = 8 * replicates * (2 * (steps // every + 2) + problem.dimension + 3)
+    if size > (free := free_memory()):
         raise InvalidArgument(
             f"replicates={replicates} with steps={steps} recorded every {every} would return "
-            f"{numbers:,} numbers, and must return at most {_MOST_RETURNED:,}"
+            f"{_gib(size)}, and must fit into what is free of memory, {_gib(free)}; take a larger "
+            "record_every"
         )
     plan = _Plan(
         problem=problem,
@@ -583,6 +589,10 @@ def _plan(
     )
     _ = plan.width  # which is refused where one step is too large
     return plan
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"
 
 
 def _seed_content(seed: SeedSequence) -> tuple[Any, tuple[int, ...]]:
@@ -603,28 +613,37 @@ def _in_threads(plan: _Plan, out: dict[str, Any], workers: int) -> None:
             plan.problem, parts, plan.rule, plan.batch_size, plan.micro_batches, plan.step_size,
             limit, plan.seed,
         )  # fmt: skip
-        block = min(plan.width, -(-replicates // workers))
+        # Long enough to be worth a call, short enough for all threads to have one; whole lanes.
+        block = max(1, min(_WORTH // plan.steps, _WORTH // plan.problem.dimension) // plan.width)
+        block = min(block * plan.width, -(-replicates // workers))
     else:
         block = plan.width
     blocks = [range(i, min(i + block, replicates)) for i in range(0, replicates, block)]
+    waiting = iter(blocks)
 
-    def advance(rows: range) -> None:
-        def tell(steps: int) -> None:
-            done[rows] = steps * len(rows)
+    def advance() -> None:
+        for rows in waiting:  # each thread takes the next
+            if stop.is_set():
+                break
 
-        with np.errstate(all="ignore"):  # divergence overflows; it is looked for and recorded
-            if parts:
-                every = int(plan.recorded[1])
-                engine.advance(rows, plan.steps, every, out, stop.is_set, tell)
-            else:
-                _run_lane(plan, out, rows, limit, stop, tell)
+            def tell(steps: int, rows: range = rows) -> None:
+                done[rows] = steps * len(rows)
 
+            with np.errstate(all="ignore"):  # divergence overflows; it is looked for and recorded
+                if parts:
+                    every = int(plan.recorded[1])
+                    engine.advance(rows, plan.steps, every, out, stop.is_set, tell)
+                else:
+                    _run_lane(plan, out, rows, limit, stop, tell)
+
+    size = sum(array.nbytes for array in out.values())
+    text = f"simulating ({_gib(size)} of results)" if size > _LARGE else "simulating"
     with (
-        progress(replicates * plan.steps, "simulating") as bar,
-        ThreadPoolExecutor(min(workers, len(blocks)), thread_name_prefix="mbsim") as pool,
+        progress(replicates * plan.steps, text) as bar,
+        ThreadPoolExecutor(workers, thread_name_prefix="mbsim") as pool,
     ):
         try:
-            pending = {pool.submit(advance, rows) for rows in blocks}
+            pending = {pool.submit(advance) for _ in range(min(workers, len(blocks)))}
             while pending:
                 finished, pending = wait(pending, timeout=0.2, return_when="FIRST_EXCEPTION")
                 bar.update(sum(done.values()))

@@ -617,6 +617,30 @@ def beyond_its_arrays(call):
     return (peak - sum(arrays)) / 2**30
 
 
+def test_a_million_replicates_of_which_means_and_ends_are_asked():
+    tracemalloc.start()
+    try:
+        run = simulate(replicates=10**6, steps=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert run.final_w.shape == (10**6, 8)
+    assert peak < 200e6
+
+
+def test_what_does_not_fit_is_refused_beforehand_and_what_is_large_is_said(monkeypatch):
+    from mbsim.simulation import run as module
+
+    monkeypatch.setattr(module, "free_memory", lambda: 2**30)
+    with pytest.raises(InvalidArgument, match=r"would return 7\.46 GiB, .*free of memory, 1 GiB"):
+        simulate(replicates=10**5, steps=5000)
+    monkeypatch.setattr(module, "_LARGE", 0)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(_progress, "_PATIENCE", 0.0)
+    simulate(replicates=3)
+    assert "GiB of results" in sys.stderr.getvalue()
+
+
 SIZES = {
     "m = 2^19": {"d": 64, "B": 2**19, "b": 1, "replicates": 4},
     "d = 2^16": {"d": 2**16, "B": 8, "b": 2, "replicates": 128},
