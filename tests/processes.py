@@ -15,14 +15,17 @@ def environment():
     return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, places))}
 
 
-def run(code, *, timeout=60):
-    """Standard output and error of `code`; what there was of it, and "hung", after `timeout`."""
+def run(code, *, timeout=60, **variables):
+    """Standard output and error of `code`; what there was of it, and "hung", after `timeout`.
+
+    `variables` go into its environment.
+    """
     with subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=environment() | variables,
         cwd=HERE,
     ) as process:
         try:

@@ -7,8 +7,11 @@ is read-only; where neither can be written it is compiled again in every process
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -50,6 +53,24 @@ class _Line(event.Listener):
         pass
 
 
+@contextmanager
+def _interrupt_afterwards() -> Iterator[None]:
+    """Put off a Ctrl-C: the compiler calls back into Python, where it would be lost."""
+    came: list[int] = []
+    mine = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if mine else None
+    if before is None:  # another thread never sees it, and a handler that is not Python's stays
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
+
+
 def compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     """A function compiled for one signature, or taken from the cache."""
     return lambda function: for_signature(function, signature)
@@ -59,7 +80,7 @@ def compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:
 def for_signature(function: Callable[..., Any], signature: Any) -> Any:
     """The same as a function: once for each function, so that everybody's is one."""
     plain = getattr(function, "py_func", function)
-    with event.install_listener("numba:compile", _Line()):
+    with event.install_listener("numba:compile", _Line()), _interrupt_afterwards():
         try:
             return njit(signature, cache=True, **_OPTIONS)(plain)
         except RuntimeError as error:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 
 import numpy as np
+import processes
 import pytest
 from draws import _uniform, many
 from numba import njit
@@ -406,3 +407,42 @@ def test_what_cannot_be_compiled_is_refused_in_one_line(said):
     with pytest.raises(mbsim.InvalidArgument, match=rule) as error:
         runs_of(loss, mbsim.noise.Gaussian(), RULES[1])
     assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------- where it is compiled
+
+RUNS = """
+import numpy as np, mbsim
+for noise, rule in (
+    (mbsim.noise.StudentT(), mbsim.clipping.QuantileNorm(0.5)),
+    (mbsim.noise.TwoPoint(isotropic_share=0.5), mbsim.clipping.SmallestNorm()),
+    (mbsim.noise.Exponential(), mbsim.clipping.FixedNorm(1.0)),
+):
+    problem = mbsim.Problem(
+        loss=mbsim.losses.LogCosh(9), noise=noise, benign_dim=4, start=np.ones(9),
+        draggers=mbsim.Draggers(probability=0.2, norm_ratio=3.0, coherence=0.4))
+    run = mbsim.simulate(
+        problem, mbsim.MicroBatchClipping(20, rule=rule), batch_size=60, step_size=0.1, steps=10,
+        replicates=3, rng=0)
+    print(*run.mean_grad_norm_sq, *mbsim.draw_updates(
+        problem, mbsim.SGD(), np.ones(9), batch_size=3, replicates=2, rng=0).ravel())
+"""
+
+
+def test_without_a_compiler_the_numbers_are_the_same():
+    with_it, without = (
+        processes.run(RUNS, NUMBA_DISABLE_JIT=choice)[0].split() for choice in ("0", "1")
+    )
+    assert len(with_it) == 3 * (3 + 18)
+    # The mathematical functions may come from different libraries: their last digits.
+    np.testing.assert_allclose(
+        np.array(without, float), np.array(with_it, float), rtol=1e-10, atol=1e-13
+    )
+
+
+def test_where_no_cache_can_be_written_it_runs_all_the_same():
+    """Neither beside the source nor in the folder of the user."""
+    nowhere = "from numba.core.caching import CacheImpl\nCacheImpl._locator_classes = []\n"
+    out, err = processes.run(nowhere + RUNS)
+    assert err == ""
+    assert out == processes.run(RUNS)[0] != ""

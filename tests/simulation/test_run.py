@@ -562,6 +562,25 @@ def test_ctrl_c_stops_promptly_with_nothing_left_running(case):
     assert process.returncode in (-signal.SIGINT, 130)
 
 
+def test_ctrl_c_is_not_lost_while_code_is_compiled(tmp_path):
+    code = INTERRUPTED.format(**LONG["exact_law"])
+    environment = processes.environment() | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for wait in (0.3, 1.0, 2.0):
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, env=environment
+        ) as process:
+            assert process.stdout.readline() == "go\n"
+            time.sleep(wait)
+            process.send_signal(signal.SIGINT)
+            try:
+                out, err = process.communicate(timeout=30)
+            finally:
+                process.kill()
+        assert out == "threads left: 0\n"
+        assert err.strip().endswith("KeyboardInterrupt")
+        assert process.returncode in (-signal.SIGINT, 130)
+
+
 def test_nothing_on_standard_error_where_nobody_watches():
     code = """
 import numpy as np, mbsim, mbsim._shared.progress
