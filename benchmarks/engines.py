@@ -2,6 +2,7 @@
 
     pip install ".[bench]"
     python benchmarks/engines.py            # prints the tables of benchmarks/README.md
+    python benchmarks/engines.py parts      # what it costs if a part is not compiled
 
 Every program simulates Algorithm 1 on the same workload and reports the mean of ‖∇L‖² over the
 run, which must agree. Programs take turns, so that a machine whose speed drifts slows all of
@@ -10,8 +11,11 @@ them; the figures are medians of five turns, in replicate-steps per second, comp
 
 from __future__ import annotations
 
+import copy
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 
 import numpy as np
@@ -21,9 +25,10 @@ from numpy.random import SFC64, Generator
 from outside import Workload
 
 import mbsim
+from mbsim._shared.seeds import states
 from mbsim.compiled import draws
 from mbsim.compiled.step import draw_counts
-from mbsim.problems.micro_batches import numbers_of, streams, table_of
+from mbsim.problems.micro_batches import numbers_of, table_of
 
 TURNS = 5
 # Replicates and steps of one timed run of each engine: about a second on two cores.
@@ -43,15 +48,22 @@ def problem_of(workload: Workload) -> mbsim.Problem:
 
 
 def mbsim_program(
-    workload: Workload, engine: str, replicates: int, steps: int, threads: int = 2
+    workload: Workload,
+    engine: str,
+    replicates: int,
+    steps: int,
+    threads: int = 2,
+    problem: mbsim.Problem | None = None,
+    rule: object = None,
 ) -> Callable[[int], np.ndarray]:
     """mbsim.simulate on a workload: a seed to the mean of ‖∇L‖² of every replicate."""
-    problem = problem_of(workload)
+    problem = problem or problem_of(workload)
+    rule = rule or mbsim.clipping.SmallestNorm()
 
     def run(seed: int) -> np.ndarray:
         return mbsim.simulate(
             problem,
-            mbsim.MicroBatchClipping(workload.micro_batch_size),
+            mbsim.MicroBatchClipping(workload.micro_batch_size, rule=rule),
             batch_size=workload.batch_size,
             step_size=workload.step_size,
             steps=steps,
@@ -150,7 +162,7 @@ def random_number_limit(workload: Workload, engine: str) -> tuple[float, float]:
         whole = problem_of(workload)
         sizes, _ = numbers_of(whole, m, workload.micro_batch_size)
         table = table_of(workload.micro_batch_size, workload.probability)
-        (state,), steps = streams(Generator(SFC64(0)), 1), 2**22 // (d + 5 * m)
+        (state,), steps = states(Generator(SFC64(0)), 1), 2**22 // (d + 5 * m)
 
         def draw():
             _numbers_of_exact_law(state, *table, sizes, steps)
@@ -195,8 +207,42 @@ def check_law(label: str, workload: Workload, steps: int = 100) -> None:
         assert abs(mean - centre[0]) < 5 * np.hypot(error, centre[1]) + 1e-12, name
 
 
+def uncompiled(part: object) -> object:
+    """The same loss, law or rule, of a class that does not say how it is compiled."""
+    own = copy.copy(part)
+    object.__setattr__(own, "__class__", type(type(part).__name__, (type(part),), {}))
+    return own
+
+
+def parts(workload: Workload, replicates: int, steps: int) -> None:
+    """What a replicate-step takes on one thread if loss, law or rule are not compiled."""
+    whole, rule = problem_of(workload), mbsim.clipping.SmallestNorm()
+    settings = {
+        "nothing": (whole, rule),
+        "the loss": (replace(whole, loss=uncompiled(whole.loss)), rule),
+        "the noise law": (replace(whole, noise=uncompiled(whole.noise)), rule),
+        "the rule": (whole, uncompiled(rule)),
+    }
+    made = {
+        name: mbsim_program(workload, "exact_law", replicates, steps, 1, *both)
+        for name, both in settings.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in made}
+    for turn in range(TURNS + 1):
+        for name, program in made.items():
+            began = time.perf_counter()
+            program(turn)
+            times[name].append(time.perf_counter() - began)
+    print("| not compiled | µs per replicate-step, one thread, median of 5 |\n|---|---|")
+    for name, found in times.items():
+        print(f"| {name} | {median(found[1:]) / (replicates * steps) * 1e6:.2f} |")
+
+
 def main() -> None:
     """Print the tables."""
+    if sys.argv[1:] == ["parts"]:
+        parts(outside.W1, 256, 400)
+        return
     for label, workload in (("W1", outside.W1), ("W2", outside.W2)):
         print(f"\n{label}: {workload}")
         check_law(label, workload)

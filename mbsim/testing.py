@@ -27,11 +27,10 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim import clipping, statistics
-from mbsim._shared.seeds import child, seed_sequence
+from mbsim._shared.seeds import child, seed_sequence, states
 from mbsim.compiled.twins import Twin, twin_of
 from mbsim.errors import InvalidArgument, check_array, check_integer, shown
 from mbsim.problems.losses import Loss, check_loss_argument
-from mbsim.problems.micro_batches import streams
 from mbsim.problems.noise import NoiseLaw, VectorNoise, check_noise_argument
 
 __all__ = ["ContractBroken", "Kept", "check_loss", "check_noise", "check_rule"]
@@ -498,7 +497,7 @@ def _draw_of(law: Any, name: str, n: int) -> _Draw:
     def draw(counts: NDArray[np.int64], rng: Generator) -> tuple[Array, ...]:
         along, across = np.full((2, counts.size), math.nan)
         with np.errstate(all="ignore"):
-            function(counts.ravel(), n, numbers, streams(rng, 1)[0], along, across)
+            function(counts.ravel(), n, numbers, states(rng, 1)[0], along, across)
         return along.reshape(counts.shape), across.reshape(counts.shape)
 
     return draw

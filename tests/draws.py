@@ -3,8 +3,8 @@
 import numpy as np
 from numba import njit
 
+from mbsim._shared.seeds import states
 from mbsim.compiled import draws
-from mbsim.problems.micro_batches import streams
 
 
 @njit
@@ -45,7 +45,7 @@ def _binomial(state, out, trials, probability):
 
 def many(name, size, *parameters, rng=0):
     """`size` numbers of the kind `name`, from the stream of a seed."""
-    out, (state,) = np.empty(size), streams(np.random.default_rng(rng), 1)
+    out, (state,) = np.empty(size), states(np.random.default_rng(rng), 1)
     with np.errstate(over="ignore"):  # where nothing is compiled, words overflow as they should
         globals()[f"_{name}"](state, out, *parameters)
     return out

@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 from numpy.random import SFC64, Generator, SeedSequence
+from numpy.typing import NDArray
 
 from mbsim.errors import InvalidArgument, shown
 
-__all__ = ["child", "seed_sequence", "stream"]
+__all__ = ["SFC64_STATE", "child", "seed_sequence", "states", "stream"]
+
+# The state of an SFC64 generator as compiled code holds it.
+SFC64_STATE = np.dtype([("a", "u8"), ("b", "u8"), ("c", "u8"), ("counter", "u8")])
 
 
 def seed_sequence(rng: Any) -> SeedSequence:
@@ -40,3 +44,15 @@ def child(seed: SeedSequence, *key: int | str) -> SeedSequence:
 def stream(seed: SeedSequence, *key: int | str) -> Generator:
     """The generator of :func:`child`: SFC64, the quickest of NumPy's."""
     return Generator(SFC64(child(seed, *key) if key else seed))
+
+
+def states(rng: Generator, count: int) -> NDArray[Any]:
+    """The states of independent streams for compiled code, from 192 random bits each.
+
+    >>> states(np.random.default_rng(0), 3).shape
+    (3,)
+    """
+    found = np.zeros(count, SFC64_STATE)
+    found["a"], found["b"], found["c"] = rng.integers(2**64, size=(3, count), dtype=np.uint64)
+    found["counter"] = 1
+    return found

@@ -15,19 +15,19 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 from numba import float64, from_dtype, int64, njit, types, void
 from numba.core import event
 
+from mbsim._shared.seeds import SFC64_STATE
+
 __all__ = [
-    "INTS", "LAW", "LOSS", "REALS", "RULE", "SFC64", "STATE",
+    "INTS", "LAW", "LOSS", "REALS", "RULE", "STATE",
     "compiled", "for_signature", "helper", "pointer",
 ]  # fmt: skip
 
 # The state of a stream. As a record it is passed to a function as it is; an array would be counted
 # as held by one more, which costs more than a random number.
-SFC64 = np.dtype([("a", "u8"), ("b", "u8"), ("c", "u8"), ("counter", "u8")])
-REALS, INTS, STATE = float64[::1], int64[::1], from_dtype(SFC64)
+REALS, INTS, STATE = float64[::1], int64[::1], from_dtype(SFC64_STATE)
 # (w, parameters, gradient to be filled) to the value.
 LOSS = float64(REALS, REALS, REALS)
 # (norms, parameters, factors to be filled).

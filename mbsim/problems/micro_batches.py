@@ -20,6 +20,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import special
 
+from mbsim._shared.seeds import states
 from mbsim._shared.values import value
 from mbsim.compiled.twins import twin_of
 from mbsim.problems.draggers import Draggers
@@ -89,7 +90,7 @@ def draw_micro_batches(
     from mbsim.compiled import step
 
     b = micro_batch_size
-    counts, room = draw_rows(problem, b, math.prod(shape), streams(rng, 1), rng)
+    counts, room = draw_rows(problem, b, math.prod(shape), states(rng, 1), rng)
     benign = (counts / b).reshape(shape)
     return MicroBatches(
         benign=benign,
@@ -121,16 +122,6 @@ def draw_rows(
         step.draw_noise(function, numbers, state[0], sizes, counts, room)
     step.draw_lengths(state[0], sizes, model, counts, room)
     return counts, room
-
-
-def streams(rng: Generator, count: int) -> Any:
-    """The states of independent streams, from 192 random bits each."""
-    from mbsim.compiled.jit import SFC64
-
-    states = np.zeros(count, SFC64)
-    states["a"], states["b"], states["c"] = rng.integers(2**64, size=(3, count), dtype=np.uint64)
-    states["counter"] = 1
-    return states
 
 
 def numbers_of(problem: Problem, m: int, b: int) -> tuple[tuple[int, ...], tuple[float, ...]]:

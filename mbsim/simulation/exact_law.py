@@ -22,11 +22,11 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
-from mbsim._shared.seeds import stream
+from mbsim._shared.seeds import states, stream
 from mbsim.clipping import NoClipping, Rule
 from mbsim.compiled.twins import Twin, twin_of
 from mbsim.errors import InvalidArgument
-from mbsim.problems.micro_batches import draw_rows, numbers_of, streams, table_of
+from mbsim.problems.micro_batches import draw_rows, numbers_of, table_of
 from mbsim.problems.noise import NoiseLaw
 from mbsim.problems.problem import Problem
 
@@ -73,7 +73,7 @@ class ExactLaw:
         self.width = self.lane_width(problem, batch_size, micro_batches)
         self.m = _needed(rule, micro_batches)
         self.b = batch_size // self.m
-        self.state = streams(rng, 1)
+        self.state = states(rng, 1)
 
     @classmethod
     def why_not(cls, problem: Problem) -> str | None:
@@ -180,7 +180,7 @@ class Replicates:
         """Fill the rows of `out`; `tell` hears of the steps done, and `stopped` ends it early."""
         from mbsim.compiled import step
 
-        here, states = slice(rows.start, rows.stop), self._states(rows)
+        here, own = slice(rows.start, rows.stop), self._states(rows)
         w, total = np.tile(self.start, (len(rows), 1)), np.zeros(len(rows))
         first, chunk = 0, max(1, 256 // len(rows))
         while first <= steps and not stopped():
@@ -188,7 +188,7 @@ class Replicates:
             step.run(
                 *self.arguments,
                 (first, stop, steps, every),
-                states,
+                own,
                 w,
                 total,
                 *(out[name][here] for name in ("diverged_at", "stalled_at")),
@@ -202,5 +202,5 @@ class Replicates:
 
     def _states(self, rows: range) -> Any:
         lanes = range(rows.start // _LANE, -(-rows.stop // _LANE))
-        states = np.concatenate([streams(stream(self.seed, lane), _LANE) for lane in lanes])
-        return states[rows.start - lanes.start * _LANE :][: len(rows)].copy()
+        every = np.concatenate([states(stream(self.seed, lane), _LANE) for lane in lanes])
+        return every[rows.start - lanes.start * _LANE :][: len(rows)].copy()

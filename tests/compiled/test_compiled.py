@@ -14,12 +14,13 @@ from scipy import stats
 
 import mbsim
 from mbsim import Draggers, MicroBatchClipping, Problem
+from mbsim._shared.seeds import states
 from mbsim.clipping import QuantileNorm, UnitNorm
 from mbsim.compiled import step
 from mbsim.compiled.draws import _ziggurat, normal
 from mbsim.compiled.twins import twin_of
 from mbsim.problems.losses import LogCosh, Quadratic, Ripple
-from mbsim.problems.micro_batches import draw_micro_batches, numbers_of, streams, table_of
+from mbsim.problems.micro_batches import draw_micro_batches, numbers_of, table_of
 from mbsim.testing import _distance, _distance_limit
 
 # ------------------------------------------------------------------------- random numbers
@@ -28,7 +29,7 @@ from mbsim.testing import _distance, _distance_limit
 def test_the_generator_is_sfc64_bit_for_bit():
     theirs = SFC64(12)
     words = theirs.state["state"]["state"]
-    state = streams(np.random.default_rng(0), 1)
+    state = states(np.random.default_rng(0), 1)
     for name, word in zip(("a", "b", "c", "counter"), words, strict=True):
         state[name] = word
     ours = np.empty(1000)
@@ -120,9 +121,9 @@ def test_the_table_of_aliases_is_the_binomial_law(b, p):
 
 
 def test_streams_differ_and_do_not_depend_on_what_else_is_made():
-    states = streams(np.random.default_rng(1), 64)
-    assert np.unique(states).size == 64
-    assert (states == streams(np.random.default_rng(1), 64)).all()
+    found = states(np.random.default_rng(1), 64)
+    assert np.unique(found).size == 64
+    assert (found == states(np.random.default_rng(1), 64)).all()
 
 
 # ------------------------------------------------------------------------- twins
@@ -174,7 +175,7 @@ def test_a_loss_and_its_twin_have_the_same_value_and_gradient(loss):
 
 
 def draws_of(law, function, numbers, counts, seed):
-    state = streams(np.random.default_rng(seed), 1)[0]
+    state = states(np.random.default_rng(seed), 1)[0]
     along, across = np.empty(counts.size), np.empty(counts.size)
     with np.errstate(over="ignore"):
         function(counts, 8, numbers, state, along, across)
@@ -214,7 +215,7 @@ def test_the_coordinate_of_a_part_across_is_one_of_its_coordinates():
     sizes_, model = numbers_of(whole, size, 1)
     counts, room = np.ones(size, np.int64), np.zeros((step.ROWS, size))
     room[step.ACROSS] = 1
-    state = streams(np.random.default_rng(2), 1)[0]
+    state = states(np.random.default_rng(2), 1)[0]
     with np.errstate(over="ignore"):
         step.draw_lengths(state, sizes_, model, counts, room)
     vectors = np.random.default_rng(3).standard_normal((size, n - 1))
