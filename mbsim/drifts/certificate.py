@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from mbsim._shared.values import value
-from mbsim.drifts.curve import FARTHEST, MOST_NODES, TOO_LARGE, Curve, Descent, Far, Known
+from mbsim.drifts.curve import FARTHEST, TOO_LARGE, Curve, Descent, Far, Known
 from mbsim.drifts.sources import DriftValues
 from mbsim.errors import InvalidArgument, check_integer, check_number
 from mbsim.verdicts import Refusal
@@ -164,7 +164,9 @@ def certify(
             least = _least_x(far)
             exact = _optimum(Descent(curve.without_standard_errors(), half_step), budget, least)
             if exact.value < (1 - _ERRORS) * found.value:
-                curve, found = _solve(curve.with_aim(_ALL_DRAWS), half_step, budget, largest)
+                enlarged, better = _solve(curve.with_aim(_ALL_DRAWS), half_step, budget, largest)
+                if better.value < found.value:
+                    curve, found = enlarged, better
         values, nodes = curve.values, curve.values.grad_norm
     if not math.isfinite(found.value):
         return Refusal(_says_nothing(far, values), of="certificate")
@@ -276,7 +278,8 @@ def _solve(
         free = _optimum(descent, budget, _least_x(far), margins=False).value
         share = max((value - free) / value, 0.0) if value > 0 else 0.0
         value = budget * x + max(y, beyond)
-        room = curve.s.size < MOST_NODES - _ROOM
+        # An enlarged sample is spread over the nodes that there are.
+        room = curve.room > _ROOM and curve.aim is None
         if far is not None and beyond > y + 1e-4 * value and room:
             wanted = 1.05 * far.reach(x, y + 0.5e-4 * value)
             if wanted < FARTHEST * curve.drift.noise_size:

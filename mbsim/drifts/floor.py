@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy import interpolate, optimize
 
-from mbsim.drifts.curve import FARTHEST, MOST_NODES, Curve, Descent, Far, Known, error_of_f
+from mbsim.drifts.curve import FARTHEST, Curve, Descent, Far, Known, error_of_f
 from mbsim.errors import check_number
 from mbsim.statistics import Interval
 
@@ -61,7 +61,7 @@ def _up_to_positive(drift: Known, half_step: float, rate: float) -> Curve:
         # f ≥ slope r² − a r − b is positive beyond its larger root.
         root = far.a + math.sqrt(far.a * far.a + 4 * far.slope * far.b)
         curve = curve.up_to(min(1.01 * root / (2 * far.slope), farthest))
-    while curve.s.size < MOST_NODES // 2 and curve.reach < farthest:
+    while curve.room > drift.most_nodes // 2 and curve.reach < farthest:
         last = Descent(curve, half_step)
         if last.shape[-1] > last.error[-1]:
             break
@@ -83,7 +83,7 @@ def _largest_root(descent: Descent, direction: float) -> float:
         lowest = np.minimum(level[:-1], level[1:])
         np.minimum.at(lowest, descent.interval(places), spline(places))
         hidden = (np.arange(lowest.size) > last) & (lowest - descent.margin <= 0)
-        finer = curve.refined(hidden) if curve.s.size <= MOST_NODES // 2 else None
+        finer = curve.refined(hidden) if curve.room >= curve.drift.most_nodes // 2 else None
         if finer is None:
             break
         descent = Descent(finer, descent.half_step)
