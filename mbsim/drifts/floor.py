@@ -13,6 +13,9 @@ from mbsim.statistics import Interval
 
 __all__ = ["floor", "floor_interval"]
 
+# How far from a root in asinh(r/r₀) one may stop, and so many secants before f is thought to jump.
+_CLOSE, _SECANTS = 1e-6, 6
+
 
 def floor(drift: Known, *, step_size: float) -> float:
     """The largest root of f; see :meth:`mbsim.drifts.drift.Drift.floor`."""
@@ -93,16 +96,37 @@ def _largest_root(descent: Descent, direction: float) -> float:
 
 
 def _root_between(descent: Descent, i: int, direction: float) -> float:
-    """The root of f + direction × error between two nodes, by asking the drift."""
+    """The root of f + direction × error between two nodes, by asking the drift.
+
+    By secants from where the spline has it; where f jumps, by Brent's method.
+    """
     curve, half_step = descent.curve, descent.half_step
+    levels = descent.shape + direction * descent.error
+    known = dict(zip(curve.s[i : i + 2].tolist(), levels[i : i + 2].tolist(), strict=True))
 
     def level(s: float) -> float:
-        values = curve.drift.source.values(curve.norm(np.array([s])), None)
-        f, error = values.descent(half_step)[0], error_of_f(values, half_step, curve.rate)
-        return float((f + direction * error)[0])
+        if s not in known:
+            place = np.array([s])
+            values = curve.drift.source.values(curve.norm(place), None)
+            f, error = values.descent(half_step)[0], error_of_f(values, half_step, curve.rate)
+            known[s] = float(((f + direction * error) / curve.size(place))[0])
+        return known[s]
 
-    start, end = float(curve.s[i]), float(curve.s[i + 1])
-    if level(start) < 0 < level(end):
-        # No drift is known to more than its 1e-5; where f jumps this is the place of the jump.
-        start = float(optimize.brentq(level, start, end, xtol=1e-6, rtol=1e-6))
+    start, end = known
+    if known[start] < 0 < known[end]:
+        spline = interpolate.CubicSpline(curve.s, levels)
+        s = float(optimize.brentq(spline, start, end))
+        slope = float(spline(s, 1))
+        for _ in range(_SECANTS):
+            before, step = s, -level(s) / slope if slope > 0 else math.inf
+            # No drift is known to more than its 1e-5.
+            if abs(step) <= _CLOSE:
+                return float(curve.norm(np.array(s + step)))
+            if not start < s + step < end:
+                break
+            s += step
+            slope = (level(s) - level(before)) / step
+        start = max(place for place, found in known.items() if found < 0)
+        end = min(place for place, found in known.items() if found > 0 and place > start)
+        start = float(optimize.brentq(level, start, end, xtol=_CLOSE, rtol=_CLOSE))
     return float(curve.norm(np.array(start)))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -68,11 +68,21 @@ class Points:
 
         It is on the large side: together the points are more even than their parts.
         """
-        sampled = self.part >= 0
-        if not sampled.any():
-            return 0.0
-        means = np.bincount(self.part[sampled], (self.part_weight * values)[sampled], PARTS)
+        means = np.bincount(self.part + 1, self.part_weight * values, PARTS + 1)[1:]
         return float(means.std(ddof=1)) / math.sqrt(PARTS)
+
+
+@lru_cache(maxsize=2)
+def _sobol_points(size: int) -> tuple[NDArray[np.int64], Array]:
+    """The part of every point, and the points, ``[5, size]``, in the order of their stratum.
+
+    Every law draws on the same ones.
+    """
+    from scipy.stats import qmc  # half a second, which not every drift needs
+
+    u = qmc.Sobol(5, rng=np.random.default_rng(0)).random(size)
+    order = np.argsort(u[:, _STRATUM])
+    return order * PARTS // size, np.clip(u[order].T, 1e-12, 1 - 1e-12)
 
 
 class MicroBatchLaw:
@@ -119,7 +129,8 @@ class MicroBatchLaw:
         norm += np.square(length * dragger)
         np.sqrt(norm, out=norm)
         order = np.argsort(norm)
-        return Points(*(x[order] for x in (along, length * shared, norm, *others)))
+        shared = length * shared if draggers.coherence else np.zeros_like(norm)
+        return Points(*(np.take(x, order) for x in (along, shared, norm, *others)))
 
     @cached_property
     def _scalars(self) -> tuple[Any, ...]:
@@ -180,8 +191,6 @@ class MicroBatchLaw:
 
     def _sobol(self, k: Array, along: Array, walk: Array, weight: Array) -> tuple[Any, ...]:
         """Points of strata in which something is smooth: so many as the root of their weight."""
-        from scipy.stats import qmc  # half a second, which not every drift needs
-
         # Every Gaussian number along e comes with both signs.
         signs = 2 if self._isotropic > 0 else 1
         share = np.cumsum(np.sqrt(weight))
@@ -190,9 +199,7 @@ class MicroBatchLaw:
         ends = np.maximum(ends, np.arange(1, k.size + 1))
         stratum = np.searchsorted(ends, np.arange(ends[-1]), side="right")
         size = 2 ** math.ceil(math.log2(max(ends[-1], PARTS)))
-        u = qmc.Sobol(5, rng=np.random.default_rng(0)).random(size)
-        order = np.argsort(u[:, _STRATUM])[: ends[-1]]
-        part, u = order * PARTS // size, np.clip(u[order].T, 1e-12, 1 - 1e-12)
+        part, u = (every[..., : ends[-1]].copy() for every in _sobol_points(size))
         # In the place of u its square: short lengths are more frequent, and weigh less for it.
         spread = self._isotropic > 0 and self.problem.benign_dim > 1
         own = np.where(spread & (k[stratum] < self.b), 2 * u[_ACROSS], 1.0)
