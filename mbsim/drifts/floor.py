@@ -117,11 +117,12 @@ def _root_between(descent: Descent, i: int, direction: float) -> float:
         spline = interpolate.CubicSpline(curve.s, levels)
         s = float(optimize.brentq(spline, start, end))
         slope = float(spline(s, 1))
-        for _ in range(_SECANTS):
+        for number in range(_SECANTS):
             before, step = s, -level(s) / slope if slope > 0 else math.inf
-            # No drift is known to more than its 1e-5.
-            if abs(step) <= _CLOSE:
+            # No drift is known to more than its 1e-5. The first slope is the spline's, not f's.
+            if number and abs(step) <= _CLOSE:
                 return float(curve.norm(np.array(s + step)))
+            step = math.copysign(max(abs(step), _CLOSE), step)
             if not start < s + step < end:
                 break
             s += step

@@ -330,8 +330,9 @@ class _Sampled:
     """Means over sampled steps, in blocks that are drawn when they are first needed.
 
     Nothing that is drawn depends on r, so one sample serves every gradient norm, and curves over r
-    are smooth. Asked for more gradient norms at once it looks at fewer draws for each. The mean of ⟨X, e⟩ and the share of benign examples, whose expectations are known,
-    serve as control variates: that removes the noise that would swamp A(r) at small r.
+    are smooth. Asked for more gradient norms at once it looks at fewer draws for each. The mean of
+    ⟨X, e⟩ and the share of benign examples, whose expectations are known, serve as control
+    variates: that removes the noise that would swamp A(r) at small r.
     """
 
     def __init__(
