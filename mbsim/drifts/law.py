@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import interpolate, special
 
+from mbsim.drifts.mixtures import mixes, sum_of_variances
 from mbsim.drifts.walks import line_walk, squared_length
 from mbsim.problems.noise import facts_of, likely_binomial
 from mbsim.problems.problem import Problem
@@ -40,8 +41,8 @@ _NEGLIGIBLE = 1e-11
 # Draggers that are longer, in units of the gradient and its noise, are as long as this: their
 # squares would leave the range of floats.
 _LONGEST = 1e150
-# Coordinates of a Sobol point: which stratum; of the noise what is along e, its Gaussian part there
-# and its length across e; the walk of the draggers.
+# Coordinates of a Sobol point: which stratum; of the noise what is along e (of Student's, which is
+# not, its variance), its Gaussian part there and its length across e; the walk of the draggers.
 _STRATUM, _ALONG, _GAUSSIAN, _ACROSS, _WALK = range(5)
 
 
@@ -72,7 +73,23 @@ class Points:
         return float(means.std(ddof=1)) / math.sqrt(PARTS)
 
 
-@lru_cache(maxsize=2)
+# Standard normal quantiles at which those of a chi-square are tabulated.
+_PLACES = np.linspace(-10.5, 7.5, 721)
+
+
+@lru_cache(maxsize=16)
+def _log_chi_square(df: int) -> interpolate.CubicSpline:
+    return interpolate.CubicSpline(
+        _PLACES, np.log(2 * special.gammaincinv(df / 2, special.ndtr(_PLACES)))
+    )
+
+
+def _chi_square(df: int, share: Array) -> Array:
+    """χ²_df at some of its quantiles, to 1e-8: a logarithm is smooth in normal quantiles."""
+    return np.asarray(np.exp(_log_chi_square(df)(special.ndtri(share))))
+
+
+@lru_cache(maxsize=4)
 def _sobol_points(size: int) -> tuple[NDArray[np.int64], Array]:
     """The part of every point, and the points, ``[5, size]``, in the order of their stratum.
 
@@ -89,7 +106,7 @@ class MicroBatchLaw:
     """The law of the mean of b examples, for every gradient norm.
 
     Args:
-        problem: its noise must say how it is along e (``facts.along``).
+        problem: its noise must say how it is along e (``facts.along``), or be Student's.
         micro_batch_size: b.
         size: about how many points.
 
@@ -142,7 +159,7 @@ class MicroBatchLaw:
         """
         k, lattice, walk, weight = self._strata()
         smooth = np.isnan(lattice) | np.isnan(walk) | ((self._isotropic > 0) & (k < self.b))
-        exact = self._made(k[~smooth], lattice[~smooth], walk[~smooth], None)
+        exact, _ = self._made(k[~smooth], lattice[~smooth], walk[~smooth], None)
         none = np.full(np.count_nonzero(~smooth), -1)
         found = [(*exact, weight[~smooth], none, weight[~smooth])]
         if smooth.any():
@@ -208,16 +225,19 @@ class MicroBatchLaw:
         part_weight = of_stratum / np.bincount(cell, own, k.size * PARTS)[cell]
         part_weight *= weight.sum() / np.bincount(part, part_weight, PARTS)[part]
         weights = of_stratum / np.bincount(stratum, own)[stratum]
-        mirrored = u.copy()
-        mirrored[_GAUSSIAN] = 1 - u[_GAUSSIAN]
-        found = []
-        for sign in (u, mirrored)[:signs]:
-            made = self._made(k[stratum], along[stratum], walk[stratum], sign)
-            found.append((*made, weights / signs, part, part_weight / signs))
-        return tuple(np.concatenate(both) for both in zip(*found, strict=True))
+        made, gaussian = self._made(k[stratum], along[stratum], walk[stratum], u)
+        found = [*made, weights / signs, part, part_weight / signs]
+        if signs == 1:
+            return tuple(found)
+        noise = np.concatenate([made[1] + gaussian, made[1] - gaussian])
+        doubled = [np.tile(array, 2) for array in found]
+        return doubled[0], noise, *doubled[2:]
 
-    def _made(self, k: Array, along: Array, walk: Array, u: Any) -> tuple[Array, ...]:
-        """The first five of the scalars, from strata and uniform coordinates."""
+    def _made(self, k: Array, along: Array, walk: Array, u: Any) -> tuple[tuple[Array, ...], Array]:
+        """The first five of the scalars, from strata and uniform coordinates.
+
+        The noise along e is without its Gaussian part, which comes after them.
+        """
         n, b, gamma = self.problem.benign_dim, self.b, self.problem.draggers.coherence
         along, walk = along.copy(), walk.copy()
         for count in np.unique(k[np.isnan(along) | np.isnan(walk)]):
@@ -227,12 +247,18 @@ class MicroBatchLaw:
             here = (k == count) & np.isnan(walk)
             if here.any():
                 walk[here] = squared_length(self._walk_dim, int(count), u[_WALK, here])
-        noise, across_sq = math.sqrt(self._along_share) * along, np.zeros_like(k)
+        noise, gaussian, across_sq = np.zeros((3, k.size))
+        noise += math.sqrt(self._along_share) * along / b
         variance = self._isotropic * (b - k) / n
         if variance.any():
-            noise = noise + np.sqrt(variance) * special.ndtri(u[_GAUSSIAN])
+            if mixes(self.problem.noise):
+                for count in np.unique(k[k < b]):
+                    here, benign = k == count, b - int(count)
+                    sums = sum_of_variances(self.problem.noise.df, benign, u[_ALONG, here])
+                    variance[here] *= sums / benign
+            gaussian = np.sqrt(variance) / b * special.ndtri(u[_GAUSSIAN])
             if n > 1:
-                across_sq = variance * 2 * special.gammaincinv((n - 1) / 2, u[_ACROSS])
+                across_sq = variance / b**2 * _chi_square(n - 1, u[_ACROSS])
         shared = k / b * math.sqrt(gamma)
         dragger = np.sqrt(np.square(shared) + (1 - gamma) / b**2 * walk)
-        return (b - k) / b, noise / b, across_sq / b**2, shared, dragger
+        return ((b - k) / b, noise, across_sq, shared, dragger), gaussian

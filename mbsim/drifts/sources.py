@@ -21,6 +21,7 @@ from mbsim._shared.values import value
 from mbsim.clipping import Rule, looks_at_own_norm, rank_of
 from mbsim.drifts.law import MicroBatchLaw
 from mbsim.drifts.layer_cake import of_lengths, of_rank
+from mbsim.drifts.mixtures import mixes
 from mbsim.drifts.steps import StepSample, clipped_lengths
 from mbsim.errors import InvalidArgument
 from mbsim.problems.noise import Gaussian, facts_of
@@ -157,7 +158,7 @@ def source_of(
     if rank_of(rule, m) == m - 1:  # every factor is 1
         return _ClosedForm(problem, batch)
     layered = rank_of(rule, m) is not None or looks_at_own_norm(rule)
-    if layered and facts_of(problem.noise).along is not None:
+    if layered and (facts_of(problem.noise).along is not None or mixes(problem.noise)):
         return _Integrated(problem, rule, batch // m, m)
     return _Sampled(problem, rule, batch // m, m, draws, seed)
 
