@@ -1,8 +1,8 @@
 r"""The variance of the mean of ν Student examples, as a quantile function.
 
 Student's noise is Gaussian given a variance of its own for every example, V = (df − 2)/χ²_df with
-E V = 1. The mean of ν examples is Gaussian given the sum S_ν of ν such V, whose Laplace transform is
-L(s)^ν, with a = df/2, β = a − 1 and
+E V = 1. The mean of ν examples is Gaussian given the sum S_ν of ν such V, whose Laplace transform
+is L(s)^ν, with a = df/2, β = a − 1 and
 
 .. math:: L(s) = E e^{-sV} = \frac{2 (\beta s)^{a/2}}{\Gamma(a)} K_a\big(2\sqrt{\beta s}\big) .
 
@@ -37,8 +37,9 @@ _PER_OCTAVE = 3
 _MOST_DF, _LIKE_NORMAL = 100.0, 2.0**12
 # An error of the Fourier series is exp(−2 · _DAMPING); terms less than exp(−_LAST) are left out.
 _DAMPING, _LAST = 13.0, 34.0
-# Probabilities to this are found, on either side; steps along the cut, in log s.
-_LEAST, _STEP = 1e-8, 0.05
+# Probabilities to this are found, on either side; passes that come to the bulk of the most narrow
+# law; steps along the cut, in log s.
+_LEAST, _PASSES, _STEP = 1e-8, 8, 0.05
 
 
 def mixes(noise: object) -> bool:
@@ -57,7 +58,7 @@ def sum_of_variances(df: float, count: int, share: Array) -> Array:
     >>> sum_of_variances(4.0, 1, np.array([0.5])).round(6)          # 2/χ²_4 at its median
     array([0.595824])
     >>> sum_of_variances(4.0, 9, np.array([0.1, 0.5, 0.9])).round(3)
-    array([ 4.834,  7.547, 13.141])
+    array([ 5.049,  7.677, 13.591])
     """
     if count == 1:
         return np.asarray((df / 2 - 1) / special.gammainccinv(df / 2, share))
@@ -86,23 +87,32 @@ def _skewness(df: float) -> float:
 def _log_means(df: float, node: int) -> Array:
     """log S_ν/ν at the places, for ν = 2^(node/_PER_OCTAVE)."""
     count, a, beta = 2 ** (node / _PER_OCTAVE), df / 2, df / 2 - 1
-    # One V alone is above `jump` in one case of five; with what is below, that is the bulk.
-    jump = beta * math.exp((math.log(5 * count) - math.lgamma(a + 1)) / a)
-    end = 1.3 * (jump + count * special.gammaincc(a - 1, beta / jump))
-    t = np.geomspace(end / 1000, end, 48)
-    first = int(np.argmax(_below(t, df, count, 2 * end) > _LEAST))
-    t = np.geomspace(t[max(first - 1, 0)], end, 80)
-    share = _below(t, df, count, 2 * end)
-    places = special.ndtri(np.where((share > _LEAST) & (share < 1 - 10 * _LEAST), share, np.nan))
-    last = beta * math.exp((math.log(count / _LEAST) - math.lgamma(a + 1)) / a) + count
-    far = np.geomspace(1.02 * end, max(last, 2 * end), 48)
+    end = _end_of_bulk(df, count)
+    t, inside = np.array([end / 1000, end]), np.ones(2, dtype=bool)
+    for _ in range(_PASSES):  # to between what is next to 0 and what is next to 1
+        first, last = np.flatnonzero(inside)[[0, -1]]
+        t = np.geomspace(t[max(first - 1, 0)], t[min(last + 1, t.size - 1)], 80)
+        share = _below(t, df, count, 2 * end)
+        inside = (share > _LEAST) & (share < 1 - 10 * _LEAST)
+        if not inside.any():  # nothing yet but where it crosses a half
+            inside = np.abs(np.arange(80) - np.argmax(share > 0.5)) < 2
+        elif inside.sum() >= 40:
+            break
+    places = np.where(inside, special.ndtri(np.clip(share, 0, 1)), np.nan)
+    most = beta * math.exp((math.log(count / _LEAST) - math.lgamma(a + 1)) / a) + count
+    far = np.geomspace(1.02 * end, max(most, 2 * end), 48)
     rest = _beyond(far, df, count)
-    t, places = (
-        np.append(t, far),
-        np.append(places, -special.ndtri(np.where(rest > _LEAST, rest, 0))),
-    )
+    places = np.append(places, -special.ndtri(np.where(rest > _LEAST, rest, 0)))
+    t = np.append(t, far)
     known = np.isfinite(places)
     return np.asarray(interpolate.CubicSpline(places[known], np.log(t[known] / count))(_PLACES))
+
+
+def _end_of_bulk(df: float, count: float) -> float:
+    """Where t is large: the rest, and a V that is so large once in five times."""
+    a, beta = df / 2, df / 2 - 1
+    jump = beta * math.exp((math.log(5 * count) - math.lgamma(a + 1)) / a)
+    return 1.3 * (jump + count * float(special.gammaincc(a - 1, beta / jump)))
 
 
 def _log_transform(s: Any, df: float) -> Complex:
@@ -125,9 +135,8 @@ def _below(t: Array, df: float, count: float, period: float) -> Array:
     series = np.exp(count * _log_transform(s, df)) / s
     series[0] /= 2
     kept = np.abs(series) > math.exp(-_LAST) * np.abs(series[0])
-    waves = np.exp(np.multiply.outer(t, s[kept]))
-    waves *= series[kept]
-    return np.asarray(waves.real.sum(axis=1) / period)
+    found = [(np.exp(one * s[kept]) * series[kept]).real.sum() for one in t.tolist()]
+    return np.array(found) / period
 
 
 def _beyond(t: Array, df: float, count: float) -> Array:
