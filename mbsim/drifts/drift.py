@@ -186,8 +186,8 @@ def drift(
     Where nothing is clipped (SGD; the smallest norm of one micro-batch) A and M are written down
     (theory page, section 4). For the smallest norm, a quantile of the norms, a fixed threshold and
     the unit norm they follow from the law of a single micro-batch (section 7), which is integrated
-    numerically for Gaussian, two-point and exponential noise, and for a law and a rule of your own
-    that say what is needed (:class:`mbsim.problems.noise.Facts`, :class:`mbsim.clipping.Rule`).
+    numerically for the noise laws of the library, and for a law and a rule of your own that say
+    what is needed (:class:`mbsim.problems.noise.Facts`, :class:`mbsim.clipping.Rule`).
     Everything else is sampled, step by step.
 
     Args:

@@ -5,11 +5,12 @@ isotropic parts across both (theory page, section 2), so that
 
 .. math:: \|X\|^2 = a^2 + s^2 \chi^2_{n-1} + \delta^2 + \kappa |S_k|^2,
 
-with |S_k|² the squared length of a sum of k uniform directions (:mod:`mbsim.drifts.walks`). What is
-discrete in it (k, the lattice of two-point noise, directions on a line) is listed with its exact
-weights. What is continuous is integrated by scrambled Sobol points, pushed through quantile
-functions; χ² is sampled more densely where it is small, for rules look at short norms. Nothing of
-it depends on r, so that curves over r are smooth. Source: the theory page, sections 7 and 9.
+with |S_k|² the squared length of a sum of k uniform directions (:mod:`mbsim.drifts.walks`), and s²
+itself random for Student's noise (:mod:`mbsim.drifts.mixtures`). What is discrete in it (k, the
+lattice of two-point noise, directions on a line) is listed with its exact weights. What is
+continuous is integrated by scrambled Sobol points, pushed through quantile functions; χ² is sampled
+more densely where it is small, for rules look at short norms. Nothing of it depends on r, so that
+curves over r are smooth. Source: the theory page, sections 7 and 9.
 """
 
 from __future__ import annotations
