@@ -166,7 +166,9 @@ def _binomial_cdfs(rank: int, m: int, survival: Array) -> list[tuple[Array, Arra
     logs = special.xlogy(rank - 1, below) + special.xlogy(m - 2 - rank, survival)
     share = np.exp(logs - special.betaln(m - 1 - rank, rank + 1)) / (m - 1)
     chance = share * below
-    first = special.betainc(m - 1 - rank, rank + 1, survival)
+    # It costs more than all the rest, and is 1 where few micro-batches are short.
+    first, less = ones.copy(), below > special.betaincinv(rank + 1, m - 1 - rank, 1e-17)
+    first[less] = special.betainc(m - 1 - rank, rank + 1, survival[less])
     return [
         (first, (m - 1) * chance),
         (first + below * chance, (m - 2 - rank) * chance / survival),
