@@ -16,7 +16,7 @@ from mbsim._shared.values import set_field
 from mbsim.errors import InvalidArgument, shown
 from mbsim.statistics import Interval
 
-__all__ = ["Comparison", "Refusal", "Verdict"]
+__all__ = ["Answer", "Comparison", "Refusal", "Verdict"]
 
 SUPPORTED, REFUTED, INCONCLUSIVE = "supported", "refuted", "inconclusive"
 NOT_APPLICABLE = "not applicable"
@@ -205,6 +205,76 @@ class Refusal:
 
     def __str__(self) -> str:
         return f"no {self.of}: {self.reason}"
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Which micro-batch size, and what it is worth: what every adviser answers, in one form.
+
+    Attributes:
+        question: what was asked, in a sentence: which b ends lowest, after how many steps, with
+            which step sizes, on what.
+        batch_size: B.
+        micro_batch_size: the best b; B where clipping does not help.
+        tied: every b that cannot be told from the best.
+        gain: what SGD ends at over what the best b ends at, with its interval: above 1, clipping
+            helps by that factor.
+        step_size: η of the best b; `sgd_step_size`: that of SGD.
+        reason: why, in words.
+        rests_on: what the answer rests on: data, runs, assumptions.
+
+    >>> from mbsim import statistics
+    >>> print(Answer(
+    ...     question="which b ends lowest after 100 steps?", batch_size=64, micro_batch_size=4,
+    ...     tied=(4, 8), gain=statistics.exactly(1.5), step_size=0.1, sgd_step_size=0.05,
+    ...     reason="draggers", rests_on="one problem"))
+    which b ends lowest after 100 steps?
+      b = 4 of B = 64, tied with 8: SGD ends 1.5 [1.5, 1.5] times as high
+      step size   0.1 (SGD: 0.05)
+      reason      draggers
+      rests on    one problem
+    """
+
+    question: str
+    batch_size: int
+    micro_batch_size: int
+    tied: tuple[int, ...]
+    gain: Interval
+    step_size: float
+    sgd_step_size: float
+    reason: str
+    rests_on: str
+
+    @property
+    def clips(self) -> bool:
+        """Whether the answer is to clip: the best b is below B, and SGD's b = B is not tied."""
+        return self.micro_batch_size < self.batch_size and self.batch_size not in self.tied
+
+    @property
+    def advice(self) -> str:
+        """The first line of the answer."""
+        others = [str(b) for b in self.tied if b != self.micro_batch_size]
+        tied = f", tied with {', '.join(others)}" if others else ""
+        if self.clips:
+            which = f"b = {self.micro_batch_size} of B = {self.batch_size}"
+            return f"{which}{tied}: SGD ends {self.gain} times as high"
+        if self.micro_batch_size == self.batch_size:
+            return f"do not clip: SGD (b = B = {self.batch_size}) ends lowest{tied}"
+        which = f"b = {self.micro_batch_size} is not told from SGD"
+        return f"do not clip: {which} ({self.gain} times as high){tied}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as plain data."""
+        gain = {"estimate": self.gain.estimate, "interval": [self.gain.low, self.gain.high]}
+        return {**vars(self), "tied": list(self.tied), "gain": gain, "clips": self.clips}
+
+    def __str__(self) -> str:
+        rows = {
+            "step size": f"{self.step_size:.3g} (SGD: {self.sgd_step_size:.3g})",
+            "reason": self.reason,
+            "rests on": self.rests_on,
+        }
+        lines = [f"  {self.advice}", *(f"  {name:<11} {text}" for name, text in rows.items())]
+        return "\n".join([self.question, *lines])
 
 
 def _ratio(comparison: Comparison) -> float | None:

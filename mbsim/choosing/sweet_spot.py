@@ -35,8 +35,8 @@ from mbsim._shared import tables
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
-from mbsim.choosing.tuning import check_step_size, step_size_for
-from mbsim.drifts.drift import drift
+from mbsim.choosing.tuning import check_step_size
+from mbsim.drifts.drift import Drift, drift
 from mbsim.drifts.steps import measured_values, norms_near_atoms, step_sample
 from mbsim.errors import InvalidArgument, check_integer, divisors, shown
 from mbsim.methods import MicroBatchClipping
@@ -189,11 +189,15 @@ def sweet_spot(
     with progress(len(sizes), f"{by} for every b") as bar:
         for number, b in enumerate(sizes):
             setting = Setting(problem, MicroBatchClipping(b), batch, steps=horizon)
-            η = _step_size(setting, asked, seed) if asked is not None and by != "bias" else 0.0
+            one: Drift | None = None
+            η: float | Refusal = 0.0
+            if by != "bias":
+                assert asked is not None
+                one, η = _tuned(setting, seed) if isinstance(asked, str) else (None, asked)
             if isinstance(η, Refusal):
                 values[b] = η
             else:
-                values[b] = _value(by, replace(setting, step_size=η), seed, samples)
+                values[b] = _value(by, replace(setting, step_size=η), seed, samples, one)
                 if by != "bias":
                     step_sizes[b] = η
             bar.update(number + 1)
@@ -252,22 +256,23 @@ def _continuous(problem: Problem) -> float | None:
 # ---------------------------------------------------------------------------- the criteria
 
 
-def _step_size(setting: Setting, asked: float | str, seed: SeedSequence) -> float | Refusal:
+def _drift(setting: Setting, seed: SeedSequence) -> Drift:
+    return drift(setting.problem, setting.method, batch_size=setting.batch_size, rng=seed)
+
+
+def _tuned(setting: Setting, seed: SeedSequence) -> tuple[Drift | None, float | Refusal]:
+    """The drift, and its tuned step size: what :func:`mbsim.simulate` takes for it."""
     try:
-        return step_size_for(
-            setting.problem,
-            setting.method,
-            batch_size=setting.batch_size,
-            step_size=asked,
-            steps=setting.steps or 1,
-            rng=seed,
-        )
+        one = _drift(setting, seed)
+        return one, one.tuned_step_size(steps=setting.steps)
     except InvalidArgument as reason:
-        return Refusal(str(reason), of="step size")
+        return None, Refusal(str(reason), of="step size")
 
 
-def _value(by: str, setting: Setting, seed: SeedSequence, replicates: int) -> Value:
-    """The value of a setting by a criterion."""
+def _value(
+    by: str, setting: Setting, seed: SeedSequence, replicates: int, one: Drift | None
+) -> Value:
+    """The value of a setting by a criterion; with its drift, if that is there."""
     if by == "bias":
         from mbsim.theory import bias_bound
 
@@ -276,7 +281,7 @@ def _value(by: str, setting: Setting, seed: SeedSequence, replicates: int) -> Va
         return _bound(setting, seed)
     if by == "simulation":
         return _simulated(setting, seed, replicates)
-    one = drift(setting.problem, setting.method, batch_size=setting.batch_size, rng=seed)
+    one = one or _drift(setting, seed)
     if by == "certificate":
         found = one.certify(step_size=setting.step_size, steps=setting.steps)
         return found if isinstance(found, Refusal) else found.value

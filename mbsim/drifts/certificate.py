@@ -35,8 +35,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
+from mbsim._shared.progress import Progress, progress
 from mbsim._shared.values import value
-from mbsim.drifts.curve import FARTHEST, MOST_NODES, TOO_LARGE, Curve, Descent, Far, Known
+from mbsim.drifts.curve import FARTHEST, TOO_LARGE, Curve, Descent, Far, Known
 from mbsim.drifts.sources import DriftValues
 from mbsim.errors import InvalidArgument, check_integer, check_number
 from mbsim.verdicts import Refusal
@@ -159,12 +160,17 @@ def certify(
         found, values = _written_down(far, budget), drift.tail.values
         nodes = np.zeros(0)
     else:
-        curve, found = _solve(Curve.first(drift, rate, largest), half_step, budget, largest)
-        if curve.sampled and math.isfinite(found.value):
-            least = _least_x(far)
-            exact = _optimum(Descent(curve.without_standard_errors(), half_step), budget, least)
-            if exact.value < (1 - _ERRORS) * found.value:
-                curve, found = _solve(curve.with_aim(_ALL_DRAWS), half_step, budget, largest)
+        with progress(drift.most_nodes, "certificate") as bar:
+            first = Curve.first(drift, rate, largest)
+            curve, found = _solve(first, half_step, budget, largest, bar)
+            if curve.sampled and math.isfinite(found.value):
+                least = _least_x(far)
+                exact = _optimum(Descent(curve.without_standard_errors(), half_step), budget, least)
+                if exact.value < (1 - _ERRORS) * found.value:
+                    more = curve.with_aim(_ALL_DRAWS)
+                    more, better = _solve(more, half_step, budget, largest, bar)
+                    if better.value < found.value:
+                        curve, found = more, better
         values, nodes = curve.values, curve.values.grad_norm
     if not math.isfinite(found.value):
         return Refusal(_says_nothing(far, values), of="certificate")
@@ -262,10 +268,11 @@ def _written_down(far: Far, budget: float) -> _Solution:
 
 
 def _solve(
-    curve: Curve, half_step: float, budget: float, largest: float
+    curve: Curve, half_step: float, budget: float, largest: float, bar: Progress
 ) -> tuple[Curve, _Solution]:
     """Solve; extend the grid until the tail is no limit; refine it until margins do not matter."""
     while True:
+        bar.update(curve.s.size)
         descent, far = Descent(curve, half_step), None
         if not descent.moderate:
             return curve, _Solution(math.inf, 0.0, math.inf)
@@ -276,7 +283,8 @@ def _solve(
         free = _optimum(descent, budget, _least_x(far), margins=False).value
         share = max((value - free) / value, 0.0) if value > 0 else 0.0
         value = budget * x + max(y, beyond)
-        room = curve.s.size < MOST_NODES - _ROOM
+        # An enlarged sample is spread over the nodes that there are.
+        room = curve.room > _ROOM and curve.aim is None
         if far is not None and beyond > y + 1e-4 * value and room:
             wanted = 1.05 * far.reach(x, y + 0.5e-4 * value)
             if wanted < FARTHEST * curve.drift.noise_size:
@@ -396,14 +404,16 @@ def tuned_step_size(drift: Known, *, steps: int, initial_gap: float | None = Non
             f"largest gradient norm, {largest:g}"
         )
     now = float(trials[int(np.argmin(values))])
-    for _ in range(_MOST_TURNS):
-        if curve is not None:
-            eta = math.exp(now)
-            curve, _ = _solve(curve, eta * drift.smoothness / 2, gap / (eta * horizon), largest)
-        before, ends = now, (now - math.log(4), min(now + math.log(4), trials.max()))
-        now = float(optimize.minimize_scalar(value, bounds=ends, method="bounded").x)
-        if exact or abs(now - before) <= _TUNED:
-            break
+    with progress(drift.most_nodes, "step size") as bar:
+        for _ in range(_MOST_TURNS):
+            if curve is not None:
+                eta = math.exp(now)
+                half_step, budget = eta * drift.smoothness / 2, gap / (eta * horizon)
+                curve, _ = _solve(curve, half_step, budget, largest, bar)
+            before, ends = now, (now - math.log(4), min(now + math.log(4), trials.max()))
+            now = float(optimize.minimize_scalar(value, bounds=ends, method="bounded").x)
+            if exact or abs(now - before) <= _TUNED:
+                break
     return math.exp(now)
 
 

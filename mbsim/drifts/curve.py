@@ -50,6 +50,7 @@ class Known:
         relative_error: what values aim at, unless told otherwise.
         scale: a gradient norm below which A and M change little.
         noise_size: a gradient norm far above which noise matters little: σ.
+        most_nodes: at so many gradient norms a curve looks at most: fewer where values are dear.
         settings: what it is the drift of, by code name: the problem's constants, the batch size
             and the method.
     """
@@ -62,6 +63,7 @@ class Known:
     relative_error: float
     scale: float
     noise_size: float
+    most_nodes: int = MOST_NODES
     settings: Mapping[str, float | str] = field(default_factory=dict)
 
 
@@ -121,6 +123,11 @@ class Curve:
         """Whether any value is."""
         return bool(np.isfinite(self.values.df).any())
 
+    @property
+    def room(self) -> int:
+        """How many nodes more it may have."""
+        return max(0, self.drift.most_nodes - self.s.size)
+
     def norm(self, s: Array) -> Array:
         """r at s."""
         r: Array = self.scale * np.sinh(s)
@@ -165,7 +172,7 @@ class Curve:
     def refined(self, intervals: Mask) -> Curve | None:
         """The curve with a node in the middle of some intervals; None where none has room."""
         wide = np.diff(self.s) > _CLOSEST * (1 + self.s[1:])
-        chosen = np.flatnonzero(intervals & wide)[: MOST_NODES - self.s.size]
+        chosen = np.flatnonzero(intervals & wide)[: self.room]
         if not chosen.size:
             return None
         return self.with_nodes((self.s[chosen] + self.s[chosen + 1]) / 2)

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from mbsim._shared.seeds import seed_sequence
 from mbsim.clipping import Rule, SmallestNorm
 from mbsim.drifts.certificate import Certificate, certify, tuned_step_size
-from mbsim.drifts.curve import Known
+from mbsim.drifts.curve import MOST_NODES, Known
 from mbsim.drifts.floor import floor, floor_interval
 from mbsim.drifts.sources import DriftValues, source_of, tail_of
 from mbsim.errors import (
@@ -186,8 +186,8 @@ def drift(
     Where nothing is clipped (SGD; the smallest norm of one micro-batch) A and M are written down
     (theory page, section 4). For the smallest norm, a quantile of the norms, a fixed threshold and
     the unit norm they follow from the law of a single micro-batch (section 7), which is integrated
-    numerically for Gaussian, two-point and exponential noise, and for a law and a rule of your own
-    that say what is needed (:class:`mbsim.problems.noise.Facts`, :class:`mbsim.clipping.Rule`).
+    numerically for the noise laws of the library, and for a law and a rule of your own that say
+    what is needed (:class:`mbsim.problems.noise.Facts`, :class:`mbsim.clipping.Rule`).
     Everything else is sampled, step by step.
 
     Args:
@@ -229,8 +229,10 @@ def drift(
     aim = check_number("relative_error", relative_error, above=0, below=1)
     draws = check_integer("draws", draws, minimum=1)
     made_of = (problem, method.rule, batch, m, draws, seed_sequence(rng))
+    source = source_of(*made_of)
     return Drift(
-        source=source_of(*made_of),
+        source=source,
+        most_nodes=min(MOST_NODES, getattr(source, "most_norms", MOST_NODES)),
         smoothness=problem.smoothness,
         initial_gap=problem.initial_gap,
         tail=tail_of(*made_of),

@@ -7,11 +7,15 @@ import math
 import numpy as np
 from scipy import interpolate, optimize
 
-from mbsim.drifts.curve import FARTHEST, MOST_NODES, Curve, Descent, Far, Known, error_of_f
+from mbsim._shared.progress import progress
+from mbsim.drifts.curve import FARTHEST, Curve, Descent, Far, Known, error_of_f
 from mbsim.errors import check_number
 from mbsim.statistics import Interval
 
 __all__ = ["floor", "floor_interval"]
+
+# How far from a root in asinh(r/r₀) one may stop, and so many secants before f is thought to jump.
+_CLOSE, _SECANTS = 1e-6, 6
 
 
 def floor(drift: Known, *, step_size: float) -> float:
@@ -47,8 +51,11 @@ def _floors(
     if far is not None and far.exact:
         root = math.sqrt(far.b / far.slope) if far.b else 0.0
         return [root for _ in directions], math.inf
-    descent = Descent(_up_to_positive(drift, half_step, rate), half_step)
-    roots = [_largest_root(descent, direction) for direction in directions]
+    with progress(len(directions), "floor") as bar:
+        descent, roots = Descent(_up_to_positive(drift, half_step, rate), half_step), []
+        for direction in directions:
+            roots.append(_largest_root(descent, direction))
+            bar.update(len(roots))
     return roots, float(descent.curve.values.df.min())
 
 
@@ -61,7 +68,7 @@ def _up_to_positive(drift: Known, half_step: float, rate: float) -> Curve:
         # f ≥ slope r² − a r − b is positive beyond its larger root.
         root = far.a + math.sqrt(far.a * far.a + 4 * far.slope * far.b)
         curve = curve.up_to(min(1.01 * root / (2 * far.slope), farthest))
-    while curve.s.size < MOST_NODES // 2 and curve.reach < farthest:
+    while curve.room > drift.most_nodes // 2 and curve.reach < farthest:
         last = Descent(curve, half_step)
         if last.shape[-1] > last.error[-1]:
             break
@@ -83,7 +90,7 @@ def _largest_root(descent: Descent, direction: float) -> float:
         lowest = np.minimum(level[:-1], level[1:])
         np.minimum.at(lowest, descent.interval(places), spline(places))
         hidden = (np.arange(lowest.size) > last) & (lowest - descent.margin <= 0)
-        finer = curve.refined(hidden) if curve.s.size <= MOST_NODES // 2 else None
+        finer = curve.refined(hidden) if curve.room >= curve.drift.most_nodes // 2 else None
         if finer is None:
             break
         descent = Descent(finer, descent.half_step)
@@ -93,16 +100,38 @@ def _largest_root(descent: Descent, direction: float) -> float:
 
 
 def _root_between(descent: Descent, i: int, direction: float) -> float:
-    """The root of f + direction × error between two nodes, by asking the drift."""
+    """The root of f + direction × error between two nodes, by asking the drift.
+
+    By secants from where the spline has it; where f jumps, by Brent's method.
+    """
     curve, half_step = descent.curve, descent.half_step
+    levels = descent.shape + direction * descent.error
+    known = dict(zip(curve.s[i : i + 2].tolist(), levels[i : i + 2].tolist(), strict=True))
 
     def level(s: float) -> float:
-        values = curve.drift.source.values(curve.norm(np.array([s])), None)
-        f, error = values.descent(half_step)[0], error_of_f(values, half_step, curve.rate)
-        return float((f + direction * error)[0])
+        if s not in known:
+            place = np.array([s])
+            values = curve.drift.source.values(curve.norm(place), None)
+            f, error = values.descent(half_step)[0], error_of_f(values, half_step, curve.rate)
+            known[s] = float(((f + direction * error) / curve.size(place))[0])
+        return known[s]
 
-    start, end = float(curve.s[i]), float(curve.s[i + 1])
-    if level(start) < 0 < level(end):
-        # No drift is known to more than its 1e-5; where f jumps this is the place of the jump.
-        start = float(optimize.brentq(level, start, end, xtol=1e-6, rtol=1e-6))
+    start, end = known
+    if known[start] < 0 < known[end]:
+        spline = interpolate.CubicSpline(curve.s, levels)
+        s = float(optimize.brentq(spline, start, end))
+        slope = float(spline(s, 1))
+        for number in range(_SECANTS):
+            before, step = s, -level(s) / slope if slope > 0 else math.inf
+            # No drift is known to more than its 1e-5. The first slope is the spline's, not f's.
+            if number and abs(step) <= _CLOSE:
+                return float(curve.norm(np.array(s + step)))
+            step = math.copysign(max(abs(step), _CLOSE), step)
+            if not start < s + step < end:
+                break
+            s += step
+            slope = (level(s) - level(before)) / step
+        start = max(place for place, found in known.items() if found < 0)
+        end = min(place for place, found in known.items() if found > 0 and place > start)
+        start = float(optimize.brentq(level, start, end, xtol=_CLOSE, rtol=_CLOSE))
     return float(curve.norm(np.array(start)))

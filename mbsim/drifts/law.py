@@ -5,23 +5,24 @@ isotropic parts across both (theory page, section 2), so that
 
 .. math:: \|X\|^2 = a^2 + s^2 \chi^2_{n-1} + \delta^2 + \kappa |S_k|^2,
 
-with |S_k|² the squared length of a sum of k uniform directions (:mod:`mbsim.drifts.walks`). What is
-discrete in it (k, the lattice of two-point noise, directions on a line) is listed with its exact
-weights. What is continuous is integrated by scrambled Sobol points, pushed through quantile
-functions; χ² is sampled more densely where it is small, for rules look at short norms. Nothing of
-it depends on r, so that curves over r are smooth. Source: the theory page, sections 7 and 9.
+with |S_k|² the squared length of a sum of k uniform directions (:mod:`mbsim.drifts.walks`), and s²
+itself random for Student's noise (:mod:`mbsim.problems.mixtures`). What is discrete in it (k, the
+lattice of two-point noise, directions on a line) is listed with its exact weights. What is
+continuous is integrated by scrambled Sobol points, pushed through quantile functions; χ² is sampled
+more densely where it is small, for rules look at short norms. Nothing of it depends on r, so that
+curves over r are smooth. Source: the theory page, sections 7 and 9.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import interpolate, special
 
 from mbsim.drifts.walks import line_walk, squared_length
 from mbsim.problems.noise import facts_of, likely_binomial
@@ -40,8 +41,8 @@ _NEGLIGIBLE = 1e-11
 # Draggers that are longer, in units of the gradient and its noise, are as long as this: their
 # squares would leave the range of floats.
 _LONGEST = 1e150
-# Coordinates of a Sobol point: which stratum; of the noise what is along e, its Gaussian part there
-# and its length across e; the walk of the draggers.
+# Coordinates of a Sobol point: which stratum; of the noise what is along e (of Student's, which is
+# not, its variance), its Gaussian part there and its length across e; the walk of the draggers.
 _STRATUM, _ALONG, _GAUSSIAN, _ACROSS, _WALK = range(5)
 
 
@@ -68,18 +69,44 @@ class Points:
 
         It is on the large side: together the points are more even than their parts.
         """
-        sampled = self.part >= 0
-        if not sampled.any():
-            return 0.0
-        means = np.bincount(self.part[sampled], (self.part_weight * values)[sampled], PARTS)
+        means = np.bincount(self.part + 1, self.part_weight * values, PARTS + 1)[1:]
         return float(means.std(ddof=1)) / math.sqrt(PARTS)
+
+
+# Standard normal quantiles at which those of a chi-square are tabulated.
+_PLACES = np.linspace(-10.5, 7.5, 721)
+
+
+@lru_cache(maxsize=16)
+def _log_chi_square(df: int) -> interpolate.CubicSpline:
+    return interpolate.CubicSpline(
+        _PLACES, np.log(2 * special.gammaincinv(df / 2, special.ndtr(_PLACES)))
+    )
+
+
+def _chi_square(df: int, share: Array) -> Array:
+    """χ²_df at some of its quantiles, to 1e-8: a logarithm is smooth in normal quantiles."""
+    return np.asarray(np.exp(_log_chi_square(df)(special.ndtri(share))))
+
+
+@lru_cache(maxsize=4)
+def _sobol_points(size: int) -> tuple[NDArray[np.int64], Array]:
+    """The part of every point, and the points, ``[5, size]``, in the order of their stratum.
+
+    Every law draws on the same ones.
+    """
+    from scipy.stats import qmc  # half a second, which not every drift needs
+
+    u = qmc.Sobol(5, rng=np.random.default_rng(0)).random(size)
+    order = np.argsort(u[:, _STRATUM])
+    return order * PARTS // size, np.clip(u[order].T, 1e-12, 1 - 1e-12)
 
 
 class MicroBatchLaw:
     """The law of the mean of b examples, for every gradient norm.
 
     Args:
-        problem: its noise must say how it is along e (``facts.along``).
+        problem: its noise must say how it is (``facts.integrated``).
         micro_batch_size: b.
         size: about how many points.
 
@@ -119,7 +146,8 @@ class MicroBatchLaw:
         norm += np.square(length * dragger)
         np.sqrt(norm, out=norm)
         order = np.argsort(norm)
-        return Points(*(x[order] for x in (along, length * shared, norm, *others)))
+        shared = length * shared if draggers.coherence else np.zeros_like(norm)
+        return Points(*(np.take(x, order) for x in (along, shared, norm, *others)))
 
     @cached_property
     def _scalars(self) -> tuple[Any, ...]:
@@ -131,7 +159,7 @@ class MicroBatchLaw:
         """
         k, lattice, walk, weight = self._strata()
         smooth = np.isnan(lattice) | np.isnan(walk) | ((self._isotropic > 0) & (k < self.b))
-        exact = self._made(k[~smooth], lattice[~smooth], walk[~smooth], None)
+        exact, _ = self._made(k[~smooth], lattice[~smooth], walk[~smooth], None)
         none = np.full(np.count_nonzero(~smooth), -1)
         found = [(*exact, weight[~smooth], none, weight[~smooth])]
         if smooth.any():
@@ -180,8 +208,6 @@ class MicroBatchLaw:
 
     def _sobol(self, k: Array, along: Array, walk: Array, weight: Array) -> tuple[Any, ...]:
         """Points of strata in which something is smooth: so many as the root of their weight."""
-        from scipy.stats import qmc  # half a second, which not every drift needs
-
         # Every Gaussian number along e comes with both signs.
         signs = 2 if self._isotropic > 0 else 1
         share = np.cumsum(np.sqrt(weight))
@@ -190,9 +216,7 @@ class MicroBatchLaw:
         ends = np.maximum(ends, np.arange(1, k.size + 1))
         stratum = np.searchsorted(ends, np.arange(ends[-1]), side="right")
         size = 2 ** math.ceil(math.log2(max(ends[-1], PARTS)))
-        u = qmc.Sobol(5, rng=np.random.default_rng(0)).random(size)
-        order = np.argsort(u[:, _STRATUM])[: ends[-1]]
-        part, u = order * PARTS // size, np.clip(u[order].T, 1e-12, 1 - 1e-12)
+        part, u = (every[..., : ends[-1]].copy() for every in _sobol_points(size))
         # In the place of u its square: short lengths are more frequent, and weigh less for it.
         spread = self._isotropic > 0 and self.problem.benign_dim > 1
         own = np.where(spread & (k[stratum] < self.b), 2 * u[_ACROSS], 1.0)
@@ -201,16 +225,19 @@ class MicroBatchLaw:
         part_weight = of_stratum / np.bincount(cell, own, k.size * PARTS)[cell]
         part_weight *= weight.sum() / np.bincount(part, part_weight, PARTS)[part]
         weights = of_stratum / np.bincount(stratum, own)[stratum]
-        mirrored = u.copy()
-        mirrored[_GAUSSIAN] = 1 - u[_GAUSSIAN]
-        found = []
-        for sign in (u, mirrored)[:signs]:
-            made = self._made(k[stratum], along[stratum], walk[stratum], sign)
-            found.append((*made, weights / signs, part, part_weight / signs))
-        return tuple(np.concatenate(both) for both in zip(*found, strict=True))
+        made, gaussian = self._made(k[stratum], along[stratum], walk[stratum], u)
+        found = [*made, weights / signs, part, part_weight / signs]
+        if signs == 1:
+            return tuple(found)
+        noise = np.concatenate([made[1] + gaussian, made[1] - gaussian])
+        doubled = [np.tile(array, 2) for array in found]
+        return doubled[0], noise, *doubled[2:]
 
-    def _made(self, k: Array, along: Array, walk: Array, u: Any) -> tuple[Array, ...]:
-        """The first five of the scalars, from strata and uniform coordinates."""
+    def _made(self, k: Array, along: Array, walk: Array, u: Any) -> tuple[tuple[Array, ...], Array]:
+        """The first five of the scalars, from strata and uniform coordinates.
+
+        The noise along e is without its Gaussian part, which comes after them.
+        """
         n, b, gamma = self.problem.benign_dim, self.b, self.problem.draggers.coherence
         along, walk = along.copy(), walk.copy()
         for count in np.unique(k[np.isnan(along) | np.isnan(walk)]):
@@ -220,12 +247,18 @@ class MicroBatchLaw:
             here = (k == count) & np.isnan(walk)
             if here.any():
                 walk[here] = squared_length(self._walk_dim, int(count), u[_WALK, here])
-        noise, across_sq = math.sqrt(self._along_share) * along, np.zeros_like(k)
+        noise, gaussian, across_sq = np.zeros((3, k.size))
+        noise += math.sqrt(self._along_share) * along / b
         variance = self._isotropic * (b - k) / n
         if variance.any():
-            noise = noise + np.sqrt(variance) * special.ndtri(u[_GAUSSIAN])
+            if mixed := facts_of(self.problem.noise).variance:
+                for count in np.unique(k[k < b]):
+                    here, benign = k == count, b - int(count)
+                    # Nothing else of such a law is along e, so that coordinate is free.
+                    variance[here] *= mixed(benign)(u[_ALONG, here]) / benign
+            gaussian = np.sqrt(variance) / b * special.ndtri(u[_GAUSSIAN])
             if n > 1:
-                across_sq = variance * 2 * special.gammaincinv((n - 1) / 2, u[_ACROSS])
+                across_sq = variance / b**2 * _chi_square(n - 1, u[_ACROSS])
         shared = k / b * math.sqrt(gamma)
         dragger = np.sqrt(np.square(shared) + (1 - gamma) / b**2 * walk)
-        return (b - k) / b, noise / b, across_sq / b**2, shared, dragger
+        return ((b - k) / b, noise, across_sq, shared, dragger), gaussian

@@ -32,6 +32,9 @@ __all__ = ["of_lengths", "of_rank"]
 
 Array = NDArray[np.float64]
 
+# A share of A and M that is as good as 0, and a probability that is so whatever comes with it.
+_NEGLIGIBLE, _NOTHING = 1e-25, 1e-280
+
 
 def of_rank(points: Points, m: int, rank: int) -> tuple[Array, Array]:
     """A and M where the threshold is the norm of `rank` K among m, 0 the smallest; their errors.
@@ -45,50 +48,69 @@ def of_rank(points: Points, m: int, rank: int) -> tuple[Array, Array]:
         A and M, ``[2]``, in the units of the points; and their standard errors.
     """
     x, weight = points.norm, points.weight
-    ends = np.append(0.0, x)
-    t, dt = (ends[1:] + ends[:-1]) / 2, np.diff(ends)
     survival = np.minimum(_beyond(weight), 1)
-    at_most, slope = _binomial_cdf(rank, m - 1, survival)
+    seen = _seen(x, survival, m, rank)
+    survival, ends = survival[:seen], np.append(0.0, x[:seen])
+    t, dt = (ends[1:] + ends[:-1]) / 2, np.diff(ends)
+    (at_most, slope), *of_pairs = _binomial_cdfs(rank, m, survival)
     # Where at_most is 0 nothing comes of the longest norms, whose squares may be infinite.
     dt = np.where(at_most > 0, dt, 0.0)
     cosine = ratio(points.along, x)
-    along = _beyond(weight * cosine)
-    progress = (dt * along * at_most).sum()
-    influence = cosine * np.cumsum(dt * at_most) + np.cumsum(dt * along * slope)
-    second = (dt * 2 * t * survival * at_most).sum() / m
-    second_influence = np.cumsum(dt * 2 * t * (at_most + survival * slope)) / m
-    if m > 1:
-        above, below = (
-            _binomial_cdf(rank, m - 2, survival),
-            _binomial_cdf(rank - 1, m - 2, survival),
-        )
-        for part in (points.along, points.shared):
-            if part.any():
-                pairs, more = _pairs(points, part, t, dt, above, below)
-                second += (1 - 1 / m) * 2 * pairs
-                second_influence += (1 - 1 / m) * 2 * more
+    beyond = _beyond(weight * cosine)[:seen]
+    level = dt * at_most
+    progress = (level * beyond).sum()
+    influence = cosine * _running(level, x.size) + _running(dt * beyond * slope, x.size)
+    second = (2 * t * survival * level).sum() / m
+    second_influence = _running(2 * t * (level + dt * survival * slope), x.size) / m
+    for part in (points.along, points.shared):
+        if m > 1 and part.any():
+            if part is points.shared:
+                cosine = ratio(part, x)
+                beyond = _beyond(weight * cosine)[:seen]
+            pairs, more = _pairs(weight, part, cosine, beyond, t, dt, *of_pairs)
+            second += (1 - 1 / m) * 2 * pairs
+            second_influence += (1 - 1 / m) * 2 * more
     errors = [points.error_of_mean(values) for values in (influence, second_influence)]
     return np.array([progress, second]), np.array(errors)
 
 
+def _seen(x: Array, survival: Array, m: int, rank: int) -> int:
+    """So many points, the shortest, are all that a threshold comes to.
+
+    Of those beyond, A and M have less than a share _NEGLIGIBLE, however long they are.
+    """
+    if rank >= m - 1:
+        return x.size
+    usual = min(int(np.searchsorted(-survival, (rank + 1) / m - 1)), x.size - 1)
+    with np.errstate(over="ignore"):
+        share = _NEGLIGIBLE / m * float(np.square(x[usual] / x[-1])) if x[-1] > 0 else 0.0
+    # The S at which P(Bin(m − 1, 1 − S) ≤ K) is so small; powers of less would be slow, too.
+    least = float(special.betaincinv(m - 1 - rank, rank + 1, max(share, _NOTHING)))
+    return int(np.searchsorted(-survival, -least))
+
+
 def _pairs(
-    points: Points,
+    weight: Array,
     part: Array,
+    cosine: Array,
+    beyond: Array,
     t: Array,
     dt: Array,
     above: tuple[Array, Array],
     below: tuple[Array, Array],
 ) -> tuple[float, Array]:
     """One of the two terms of the last integral, G or H, and the influence of every point on it."""
-    x, weight = points.norm, points.weight
-    cosine = ratio(part, x)
-    beyond = _beyond(weight * cosine)
-    sunk = np.cumsum(weight * part) - weight * part
-    pairs = (dt * beyond * (t * beyond * above[0] + sunk * below[0])).sum()
-    influence = cosine * np.cumsum(dt * (2 * t * beyond * above[0] + sunk * below[0]))
-    influence += np.cumsum(dt * beyond * (t * beyond * above[1] + sunk * below[1]))
+    size, seen = part.size, t.size
+    level = dt * t * beyond * above[0]
+    pairs, slope = (level * beyond).sum(), dt * t * np.square(beyond) * above[1]
+    if not below[0].any():
+        return float(pairs), cosine * _running(2 * level, size) + _running(slope, size)
+    sunk = (np.cumsum(weight * part) - weight * part)[:seen]
     later = dt * beyond * below[0]
-    influence += part * (_beyond(later) - later)
+    pairs += (later * sunk).sum()
+    slope += dt * beyond * sunk * below[1]
+    influence = cosine * _running(2 * level + dt * sunk * below[0], size) + _running(slope, size)
+    influence[:seen] += part[:seen] * (_beyond(later) - later)
     return float(pairs), influence
 
 
@@ -118,17 +140,37 @@ def _beyond(values: Array) -> Array:
     return total
 
 
-def _binomial_cdf(most: int, count: int, survival: Array) -> tuple[Array, Array]:
-    """P(Bin(count, 1 − S) ≤ most), and its derivative in S."""
-    if most < 0 or count < 0:
-        return np.zeros_like(survival), np.zeros_like(survival)
-    if most >= count:
-        return np.ones_like(survival), np.zeros_like(survival)
-    if most == 0:
-        power = survival ** (count - 1)
-        return power * survival, count * power
+def _running(values: Array, size: int) -> Array:
+    """The sum of what stands at each place and before it; `size` places, nothing at the last."""
+    total = np.empty(size)
+    np.cumsum(values, out=total[: values.size])
+    total[values.size :] = total[values.size - 1] if values.size else 0.0
+    return total
+
+
+def _binomial_cdfs(rank: int, m: int, survival: Array) -> list[tuple[Array, Array]]:
+    """P_K(m − 1), P_K(m − 2) and P_{K−1}(m − 2) at some S, each with its derivative in S.
+
+    With B = P(Bin(m − 2, 1 − S) = K) the second is P_K(m − 1) + (1 − S) B and the third P_K(m − 1)
+    − S B; their derivatives are (m − 1) B, (m − 2 − K) B/S and K B/(1 − S).
+    """
+    ones, zeros = np.ones_like(survival), np.zeros_like(survival)
+    if rank >= m - 1:
+        return [(ones, zeros)] * 3
+    if rank == 0:
+        power = survival ** (m - 2)
+        third = zeros, zeros
+        return [(power * survival, (m - 1) * power), (power, (m - 2) * power / survival), third]
     below = 1 - survival
-    cdf: Array = special.bdtr(most, count, below)
-    log_pmf = special.xlogy(most, below) + special.xlogy(count - 1 - most, survival)
-    log_pmf -= special.betaln(most + 1, count - most)
-    return cdf, np.exp(log_pmf)
+    # B/(1 − S)
+    logs = special.xlogy(rank - 1, below) + special.xlogy(m - 2 - rank, survival)
+    share = np.exp(logs - special.betaln(m - 1 - rank, rank + 1)) / (m - 1)
+    chance = share * below
+    # It costs more than all the rest, and is 1 where few micro-batches are short.
+    first, less = ones.copy(), below > special.betaincinv(rank + 1, m - 1 - rank, 1e-17)
+    first[less] = special.betainc(m - 1 - rank, rank + 1, survival[less])
+    return [
+        (first, (m - 1) * chance),
+        (first + below * chance, (m - 2 - rank) * chance / survival),
+        (np.maximum(first - survival * chance, 0), rank * share),
+    ]

@@ -40,7 +40,10 @@ _TIMES, _BY_CHANCE = 4.0, 2e-5
 _LARGEST = np.finfo(float).max
 # Groups of steps whose means a standard error comes from, and the fewest where steps are large;
 # micro-batches of a block, and the most of a step, for memory; the most examples drawn for a value.
-_GROUPS, _FEWEST_GROUPS, _BLOCK, _CROWDED, _EXAMPLES = 64, 8, 2**16, 2**20, 2**25
+_GROUPS, _FEWEST_GROUPS, _BLOCK, _CROWDED, _EXAMPLES = 64, 8, 2**16, 2**18, 2**25
+# The most micro-batches that are looked at in one call, all gradient norms together: a second or
+# two; and at how many gradient norms curves are free to look, however many these are.
+_LOOKS, _FEWEST_NORMS = 2**24, 16
 
 
 @value
@@ -154,7 +157,7 @@ def source_of(
     if rank_of(rule, m) == m - 1:  # every factor is 1
         return _ClosedForm(problem, batch)
     layered = rank_of(rule, m) is not None or looks_at_own_norm(rule)
-    if layered and facts_of(problem.noise).along is not None:
+    if layered and facts_of(problem.noise).integrated:
         return _Integrated(problem, rule, batch // m, m)
     return _Sampled(problem, rule, batch // m, m, draws, seed)
 
@@ -327,8 +330,9 @@ class _Sampled:
     """Means over sampled steps, in blocks that are drawn when they are first needed.
 
     Nothing that is drawn depends on r, so one sample serves every gradient norm, and curves over r
-    are smooth. The mean of ⟨X, e⟩ and the share of benign examples, whose expectations are known,
-    serve as control variates: that removes the noise that would swamp A(r) at small r.
+    are smooth. Asked for more gradient norms at once it looks at fewer draws for each. The mean of
+    ⟨X, e⟩ and the share of benign examples, whose expectations are known, serve as control
+    variates: that removes the noise that would swamp A(r) at small r.
     """
 
     def __init__(
@@ -344,6 +348,7 @@ class _Sampled:
         wanted = min(_BLOCK, _EXAMPLES // (16 * b)) // (self._groups * m)
         self._steps = self._groups * max(1, wanted)
         self._most = max(1, min(draws, _EXAMPLES // b) // (self._steps * m))
+        self.most_norms = max(_FEWEST_NORMS, _LOOKS // (self._steps * m))
         self._blocks: list[StepSample] = []
         # Without a length, an example is 0, and a micro-batch of such examples stops the smallest
         # norm: that none is there has a known probability, and steps are drawn given that.
@@ -352,9 +357,14 @@ class _Sampled:
     def values(self, grad_norm: Array, relative_error: float | None) -> DriftValues:
         drift, standard = np.zeros((2, 2, grad_norm.size))
         covariance, df = np.zeros((2, grad_norm.size))
+        blocks = 1
+        if relative_error is not None and grad_norm.size:
+            within = _LOOKS // (self._steps * self.m * grad_norm.size)
+            blocks = min(self._most, max(1, within))
         with progress(grad_norm.size, "drift, sampled") as bar:
             for i, r in enumerate(grad_norm.tolist()):
-                drift[:, i], standard[:, i], covariance[i], df[i] = self._one(r, relative_error)
+                found = self._one(r, relative_error or 0.0, blocks)
+                drift[:, i], standard[:, i], covariance[i], df[i] = found
                 bar.update(i + 1)
         none = np.zeros_like(drift)
         return DriftValues.of(
@@ -362,13 +372,13 @@ class _Sampled:
         )
 
     @np.errstate(over="ignore", invalid="ignore")
-    def _one(self, r: float, aim: float | None) -> tuple[Array, Array, float, int]:
+    def _one(self, r: float, aim: float, blocks: int) -> tuple[Array, Array, float, int]:
         """A and M, their standard errors, the covariance of these, its df.
 
-        From so many blocks as the aim asks for.
+        From so many blocks as the aim asks for, and at most so many as are given.
         """
         rows, unit = np.zeros((0, 4)), 0.0
-        for number in range(1 if aim is None else self._most):
+        for number in range(blocks):
             moments, own = self._block(number).moments(r, self.rule)
             unit = unit or own
             moments[:2] *= np.array([[own / unit], [(own / unit) ** 2]])
@@ -376,7 +386,7 @@ class _Sampled:
             rows = np.concatenate([rows, groups])
             mean, covariance, df = _regressed(rows)
             standard = np.sqrt(np.diag(covariance))
-            if (standard <= (aim or 0.0) * np.abs(mean)).all():
+            if (standard <= aim * np.abs(mean)).all():
                 break
         p_empty = self.problem.draggers.probability**self.b if self._stops else 0.0
         chance = (1 - p_empty) ** self.m

@@ -105,6 +105,8 @@ class Facts:
         along: what is not isotropic is along e, and this is its law: ν ≥ 1 to the sum of ν such
             parts, each of variance 1, as values and their probabilities if it is discrete, else as
             its quantile function.
+        variance: all is isotropic, and Gaussian given a variance of its own for each example: ν ≥ 1
+            to the quantile function of the sum of ν such variances, each of mean 1.
 
     >>> TwoPoint(rare=0.5).facts.along(1)[0]
     array([-1.,  1.])
@@ -116,6 +118,12 @@ class Facts:
     gaussian: bool = False
     isotropic_share: float | None = None
     along: Callable[[int], tuple[Array, Array] | Callable[[Array], Array]] | None = None
+    variance: Callable[[int], Callable[[Array], Array]] | None = None
+
+    @property
+    def integrated(self) -> bool:
+        """Whether the law of a micro-batch can be put as weighted points."""
+        return self.along is not None or (self.variance is not None and self.isotropic_share == 1)
 
 
 def facts_of(law: object) -> Facts:
@@ -372,8 +380,15 @@ class StudentT:
 
     @property
     def facts(self) -> Facts:
-        """Symmetric and unimodal; a sum of inverse chi-squares has no quantile function."""
-        return Facts(symmetric_across=True, unimodal=True, isotropic_share=1.0)
+        """Symmetric and unimodal; a sum of inverse chi-squares for the variance."""
+        from mbsim.problems.mixtures import sum_of_variances
+
+        return Facts(
+            symmetric_across=True,
+            unimodal=True,
+            isotropic_share=1.0,
+            variance=lambda count: lambda share: sum_of_variances(self.df, count, share),
+        )
 
 
 def check_noise_argument(noise: Any) -> NoiseLaw | VectorNoise:

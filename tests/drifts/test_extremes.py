@@ -15,6 +15,12 @@ from mbsim.drifts.drift import drift
 from mbsim.problems.noise import Exponential, Gaussian, StudentT, TwoPoint
 from mbsim.verdicts import Refusal
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnStudent(StudentT):
+    """Student's noise by another name: its law is not known, so that it must be sampled."""
+
+
 RULES = (SmallestNorm(), QuantileNorm(0.5), FixedNorm(0.5), UnitNorm(0.0), NoClipping())
 LAWS = (
     Gaussian(sigma=1.0),
@@ -151,7 +157,7 @@ def test_units(noise, size):
 
 def test_what_used_to_take_long_does_not():
     """A sample of draws of 1024 examples each, and a long search for a step size."""
-    bounded = problem(StudentT(sigma=1.0, df=5.0), n=300, gamma=1.0)
+    bounded = problem(OwnStudent(sigma=1.0, df=5.0), n=300, gamma=1.0)
     one = drift(bounded, clip(1024, FixedNorm(0.11)), batch_size=1024)
     since = time.monotonic()
     found = one.at([0.1, 1.0])
@@ -167,16 +173,40 @@ def test_what_used_to_take_long_does_not():
 
 
 def test_a_sample_says_what_it_reached_within_its_budget():
-    law = problem(StudentT(sigma=1.0, df=2.1), p=0.3, c=50.0)
+    law = problem(OwnStudent(sigma=1.0, df=2.1), p=0.3, c=50.0)
     found = drift(law, clip(512), batch_size=1024).at(0.01, relative_error=1e-6)
     assert not found.delivered
     error = float(found.progress_standard_error / abs(found.progress))
     assert 1e-6 < error < math.inf
 
 
+@pytest.mark.parametrize("noise", [OwnStudent(sigma=9.2, df=5.0), StudentT(sigma=9.2, df=5.0)])
+def test_draws_times_nodes_are_bounded(noise, monkeypatch):
+    """On a line a sampled f is rough: a certificate of hundreds of nodes, each of all the draws."""
+    looks, moments = [], sources.StepSample.moments
+    monkeypatch.setattr(
+        sources.StepSample,
+        "moments",
+        lambda sample, r, rule: looks.append(sample.drawn.benign.size) or moments(sample, r, rule),
+    )
+    one = drift(problem(noise, n=1, walk=7, p=0.0), clip(4), batch_size=1024)
+    found = one.certify(step_size=0.03, steps=2)
+    assert found.value > 0
+    # A curve, and once more with more draws for each node; half a billion before.
+    assert sum(looks) <= 2 * sources._LOOKS
+    assert bool(looks) == isinstance(noise, OwnStudent)
+    looks.clear()
+    many = one.at(np.linspace(0.1, 9, 200), relative_error=1e-4)
+    assert sum(looks) <= sources._LOOKS
+    # Fewer draws for each, which its errors own up to.
+    if looks:
+        alone = one.at(many.grad_norm[100], relative_error=1e-4)
+        assert alone.progress_standard_error < many.progress_standard_error[100] / 2
+
+
 def test_more_than_can_be_sampled_is_refused_in_a_line():
     with pytest.raises(mbsim.InvalidArgument, match="batch_size=") as caught:
-        drift(problem(StudentT(sigma=1.0)), clip(1), batch_size=2**24).at(1.0)
+        drift(problem(OwnStudent(sigma=1.0)), clip(1), batch_size=2**24).at(1.0)
     assert "\n" not in str(caught.value)
 
 
@@ -191,7 +221,8 @@ def random_setting(seed):
         TwoPoint(sigma=1.0, rare=0.1, isotropic_share=float(rng.uniform(0.1, 0.9))),
         Exponential(sigma=1.0),
         Exponential(sigma=1.0, isotropic_share=float(rng.uniform(0.1, 0.9))),
-    )[int(rng.integers(5))]
+        StudentT(sigma=1.0, df=float(rng.choice([2.1, 4.0, 10.0]))),
+    )[int(rng.integers(6))]
     made = problem(
         noise,
         n=int(rng.choice([1, 2, 4, 8, 32])),
