@@ -191,7 +191,8 @@ def drift(
     Everything else is sampled, step by step.
 
     Args:
-        problem: noise, draggers and dimensions; its loss gives L and Δ.
+        problem: noise, draggers and dimensions; its loss gives L and Δ. Or what has a method
+            ``drift`` of its own, such as :class:`mbsim.MeasuredProblem`.
         method: the method, with its micro-batch size.
         batch_size: B.
         rng: what samples are drawn from, where there are any.
@@ -217,6 +218,9 @@ def drift(
     >>> clip.at(1.0).method.item(), round(clip.progress(1.0), 3), round(clip.second_moment(1.0), 3)
     ('quadrature', 0.692, 0.541)
     """
+    if (own := getattr(problem, "drift", None)) is not None:  # one of measured gradients
+        given = {"rng": rng, "relative_error": relative_error, "draws": draws}
+        return own(method, batch_size=batch_size, **given)
     check_problem(problem)
     method = check_method(method)
     batch = check_integer("batch_size", batch_size, minimum=1)
