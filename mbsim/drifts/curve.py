@@ -52,6 +52,7 @@ class Known:
         noise_size: a gradient norm far above which noise matters little: σ.
         settings: what it is the drift of, by code name: the problem's constants, the batch size
             and the method.
+        law: what is assumed of the law of a step, in a sentence.
     """
 
     source: Source
@@ -63,6 +64,10 @@ class Known:
     scale: float
     noise_size: float
     settings: Mapping[str, float | str] = field(default_factory=dict)
+    law: str = (
+        "the law of a step depends on the parameters through the gradient norm alone, and is that "
+        "of the model (A3, A4)"
+    )
 
 
 def _quantile(df: Array, rate: float) -> Array:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
@@ -172,8 +172,17 @@ class Drift(Known):
         )
 
 
+@runtime_checkable
+class HasDrift(Protocol):
+    """What has a drift of its own, as measured gradients have."""
+
+    def drift(self, method: Method, *, batch_size: int, **options: Any) -> Drift:
+        """That of a method; the options are those of :func:`drift`."""
+        ...
+
+
 def drift(
-    problem: Problem,
+    problem: Problem | HasDrift,
     method: Method,
     *,
     batch_size: int,
@@ -218,10 +227,10 @@ def drift(
     >>> clip.at(1.0).method.item(), round(clip.progress(1.0), 3), round(clip.second_moment(1.0), 3)
     ('quadrature', 0.692, 0.541)
     """
-    if (own := getattr(problem, "drift", None)) is not None:  # one of measured gradients
+    if not isinstance(problem, Problem) and isinstance(problem, HasDrift):
         given = {"rng": rng, "relative_error": relative_error, "draws": draws}
-        return own(method, batch_size=batch_size, **given)
-    check_problem(problem)
+        return problem.drift(method, batch_size=batch_size, **given)
+    problem = check_problem(problem)
     method = check_method(method)
     batch = check_integer("batch_size", batch_size, minimum=1)
     m = method.micro_batches(batch)
@@ -247,7 +256,7 @@ def drift(
 
 
 def drifts(
-    problem: Problem,
+    problem: Problem | HasDrift,
     *,
     batch_size: int,
     rule: Rule | None = None,

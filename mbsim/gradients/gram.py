@@ -60,6 +60,8 @@ Integers = NDArray[np.int64]
 
 # The most numbers of a block of coordinates (64 MiB), and the bytes of one that it may cost.
 _BLOCK, _COST = 2**23, 16
+# Rows of a mapped file that are read at a time.
+_ROWS = 32
 # A matrix may be off by this share of its trace (of float64; or by so many roundings of its type).
 _ROUNDING, _ROUNDINGS = 1e-10, 32
 _RULE = "an .npy file of real numbers, [examples, coordinates] (pickle is never loaded)"
@@ -379,9 +381,10 @@ def _pieces(name: str, gradients: Any, budget: int) -> Iterator[NDArray[Any]]:
             )
         flat = array.reshape(len(array), -1)
         width = _width(len(flat), budget)
+        pages = _pages(gradients)
         for start in range(0, flat.shape[1], width):
-            yield flat[:, start : start + width]
-            _forget_pages(gradients)
+            piece = flat[:, start : start + width]
+            yield piece if pages is None else _read(piece, pages)
 
 
 def _width(rows: int, budget: int) -> int:
@@ -389,17 +392,25 @@ def _width(rows: int, budget: int) -> int:
     return max(1, min(_BLOCK // rows, budget // (_COST * rows)))
 
 
-def _forget_pages(array: Any) -> None:
-    """Let go of what was read of a file in memory, which counts as memory in use otherwise.
-
-    Not where the map holds changes of its own.
-    """
+def _pages(array: Any) -> mmap.mmap | None:
+    """The file that an array is mapped from, if it can be let go of: it holds no own changes."""
     if getattr(array, "mode", "c") == "c" or not hasattr(mmap, "MADV_DONTNEED"):
-        return
+        return None
     while array is not None and not isinstance(array, mmap.mmap):
         array = getattr(array, "base", None)
-    if array is not None:
-        array.madvise(mmap.MADV_DONTNEED)
+    return array
+
+
+def _read(piece: NDArray[Any], pages: mmap.mmap) -> NDArray[Any]:
+    """A block of a mapped file, of which little is in memory at a time.
+
+    What was read stays mapped, with megabytes around each part of a row, until it is let go of.
+    """
+    found = np.empty(piece.shape, piece.dtype)
+    for i in range(0, len(piece), _ROWS):
+        found[i : i + _ROWS] = piece[i : i + _ROWS]
+        pages.madvise(mmap.MADV_DONTNEED)
+    return found
 
 
 def _columns_of(rows: list[NDArray[Any]], budget: int) -> Iterator[NDArray[Any]]:
@@ -487,8 +498,7 @@ def _projected(
 ) -> Array:
     """The rows projected to k coordinates, ``[N + 1, k]``; the last is the target's, or 0."""
     found = np.zeros((0, k))
-    signs: Array = np.zeros(k)
-    at, shift = 0, 0
+    at, signs, shift = 0, np.zeros(k), 0
     for piece, goal in _checked(pieces, target):
         if not len(found):
             _check_room(8 * k * (len(piece) + 1), budget)
@@ -497,7 +507,7 @@ def _projected(
             number, inside = divmod(at + start, k)
             if inside == 0:
                 rng = stream(seed, "projection", number)
-                signs = 1.0 - 2.0 * rng.integers(2, size=k, dtype=np.int8)
+                signs = rng.choice([-1.0, 1.0], size=k)
                 shift = int(rng.integers(k))
             one = signs[inside : inside + end - start]
             places = _around(inside + shift, end - start, k)

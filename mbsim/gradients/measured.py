@@ -63,8 +63,12 @@ _BLOCK, _FEWEST_STEPS, _MOST_STEPS, _FEWEST_EPOCHS, _LONGEST_EPOCH = 2**16, 64, 
 _HELD = 2**25
 # With this share of the error over examples, the error over partitions is small enough.
 _SHARE = 0.25
-# Gradients whose distance is less than this share of their length, squared, are the same.
-_SAME = 1e-12
+_LAW = (
+    "the law of a step depends on the parameters through the gradient norm alone: deviations from "
+    "the target stay as they were measured. Unless told, the initial gap is that of ½L‖w‖²"
+)
+# Gradients are the same if the square of their distance is this share of those of their lengths.
+_SAME = 1e-14
 
 
 @value
@@ -229,6 +233,7 @@ class MeasuredProblem:
                 "target": self.target,
                 "method": str(method),
             },
+            law=_LAW,
         )
 
     @cached_property
@@ -619,8 +624,8 @@ def _check_different(gram: Gram) -> None:
     if count == n * (n - 1) // 2:
         raise InvalidArgument(f"gradients must not all be the same; all {n} rows are")
     warnings.warn(
-        f"gradients has {count} pairs of equal rows, the first {first[0]} and {first[1]}; errors "
-        "count them as examples of their own",
+        f"gradients has equal rows, such as {first[0]} and {first[1]} ({count} such pairs); errors "
+        "over examples take them for examples of their own",
         stacklevel=3,
     )
 
