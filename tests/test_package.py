@@ -240,6 +240,8 @@ SHOWCASE = (
     "mbsim.choosing.sweet_spot.sweet_spot",
     "mbsim.choosing.tuning.simulate",
     "mbsim.drifts.drift.drift",
+    "mbsim.gradients.gram",
+    "mbsim.gradients.measured",
 )
 
 

@@ -77,6 +77,10 @@ class GramStep:
         update_norm: ‖u‖.
         progress: ⟨u, g⟩/‖g‖ with g the target; None without one.
         cosine: of u with the target; None without one, 0 for u = 0.
+
+    >>> Gram([[3.0, 4.0], [0.0, 10.0], [0.0, 4.0], [3.0, 0.0]]).step(2, partition="random").members
+    array([[3, 0],
+           [1, 2]])
     """
 
     members: Integers
@@ -587,7 +591,9 @@ def _check_rows(squares: Array) -> None:
             f"are not: {which}"
         )
     if not squares.any():
-        raise InvalidArgument(f"gradients must not all be 0; all {squares.size} rows are")
+        raise InvalidArgument(
+            f"gradients must not all be 0 or shorter than 1e-162; all {squares.size} rows are"
+        )
 
 
 def _check_target_norm(norm: float) -> None:

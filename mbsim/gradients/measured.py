@@ -56,11 +56,14 @@ _EIGHT, _FEWEST = 8, 3
 _TURNS, _STILL, _NEAREST = 10_000, 1e-12, 1e-9
 # Examples are resampled so often.
 _REPLICATES = 32
-# Of a block of partitions: micro-batches; the fewest and most steps; the fewest epochs, whose means
-# standard errors come from; the most steps of one.
-_BLOCK, _FEWEST_STEPS, _MOST_STEPS, _FEWEST_EPOCHS, _LONGEST_EPOCH = 2**16, 64, 1024, 16, 256
+# Of a block of partitions: micro-batches, and products of examples; the fewest and most steps; the
+# fewest epochs, whose means standard errors come from; the most steps of one.
+_MICRO_BATCHES, _PRODUCTS, _FEWEST_STEPS, _MOST_STEPS = 2**16, 2**26, 64, 1024
+_FEWEST_EPOCHS, _LONGEST_EPOCH = 16, 256
 # Products of micro-batches that are held (256 MiB).
 _HELD = 2**25
+# Squares of longer gradients leave no room in floating point.
+_LARGEST = 1e150
 # With this share of the error over examples, the error over partitions is small enough.
 _SHARE = 0.25
 _LAW = (
@@ -376,7 +379,8 @@ class MeasuredSource:
         self.unclipped = rank_of(rule, m) == m - 1
         # An epoch: what a random order of the examples has room for.
         self._per_epoch = max(1, min(measured.examples // batch, _LONGEST_EPOCH))
-        steps = min(max(_BLOCK // m, _FEWEST_STEPS), _MOST_STEPS)
+        steps = min(_MICRO_BATCHES // m, _PRODUCTS // batch**2, _MOST_STEPS)
+        steps = max(steps, _FEWEST_STEPS)
         self._epochs = max(_FEWEST_EPOCHS, -(-steps // self._per_epoch))
         steps = self._epochs * self._per_epoch
         self._most = max(1, min(draws // (steps * m), _HELD // (steps * m * m)))
@@ -385,6 +389,11 @@ class MeasuredSource:
 
     def values(self, grad_norm: Array, relative_error: float | None) -> DriftValues:
         """A and M at gradient norms ``[points]``; see :class:`~mbsim.drifts.sources.Source`."""
+        if grad_norm.max(initial=0.0) > _LARGEST:
+            raise InvalidArgument(
+                f"grad_norm={shown(float(grad_norm.max()))} must be at most {_LARGEST:g} for "
+                "measured gradients"
+            )
         found = [self._one(r, relative_error) for r in grad_norm.tolist()]
         drift = np.array([mean for mean, *_ in found]).reshape(-1, 2).T
         variance = np.array([a + b for _, a, b, _ in found]).reshape(-1, 2, 2)
@@ -560,10 +569,13 @@ def _own_target(matrix: Array, name: str, rows: Integers) -> tuple[Array, float]
                 f"target='{GEOMETRIC_MEDIAN}' is one of means of {_EIGHT} examples and needs at "
                 f"least {_FEWEST * _EIGHT} of them; there are {rows.size}"
             )
-        rows = rows[: groups * _EIGHT]
-        half = matrix[rows].reshape(groups, _EIGHT, n).mean(axis=1)
-        products = half[:, rows].reshape(groups, groups, _EIGHT).mean(axis=2)
-        share = np.repeat(geometric_median(products) / _EIGHT, _EIGHT)
+        eights = rows[: groups * _EIGHT].reshape(groups, _EIGHT)
+        sums, products = np.zeros((groups, n)), np.zeros((groups, groups))
+        for one in eights.T:  # one at a time, for memory
+            sums += matrix[one]
+        for one in eights.T:
+            products += sums[:, one] / _EIGHT**2
+        rows, share = eights.ravel(), np.repeat(geometric_median(products) / _EIGHT, _EIGHT)
         weights = np.bincount(rows, share, minlength=n)
     with one_blas_thread():
         target_products: Array = matrix @ weights
