@@ -176,8 +176,16 @@ class Drift(Known):
 class HasDrift(Protocol):
     """What has a drift of its own, as measured gradients have."""
 
-    def drift(self, method: Method, *, batch_size: int, **options: Any) -> Drift:
-        """That of a method; the options are those of :func:`drift`."""
+    def drift(
+        self,
+        method: Method,
+        *,
+        batch_size: int,
+        rng: int | SeedSequence | Generator = 0,
+        relative_error: float = 1e-3,
+        draws: int = 2**20,
+    ) -> Drift:
+        """That of a method; see :func:`drift`."""
         ...
 
 
@@ -228,8 +236,9 @@ def drift(
     ('quadrature', 0.692, 0.541)
     """
     if not isinstance(problem, Problem) and isinstance(problem, HasDrift):
-        given = {"rng": rng, "relative_error": relative_error, "draws": draws}
-        return problem.drift(method, batch_size=batch_size, **given)
+        return problem.drift(
+            method, batch_size=batch_size, rng=rng, relative_error=relative_error, draws=draws
+        )
     problem = check_problem(problem)
     method = check_method(method)
     batch = check_integer("batch_size", batch_size, minimum=1)
