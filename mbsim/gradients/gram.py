@@ -39,6 +39,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mbsim._shared.arrays import one_blas_thread
 from mbsim._shared.files import reading
+from mbsim._shared.progress import Progress, progress
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim._shared.values import value
 from mbsim.clipping import Rule, SmallestNorm, check_rule_argument
@@ -160,21 +161,19 @@ class Gram:
             raise InvalidArgument(f"along={shown(along)} must be 'coordinates' or 'examples'")
         k = None if project is None else check_integer("project", project, minimum=1)
         seed = seed_sequence(rng)
-        if along == "examples":
-            if not isinstance(gradients, Iterator):
-                raise InvalidArgument(
-                    "along='examples' is for an iterator of blocks; gradients is "
-                    f"{shown(gradients)}"
-                )
-            rows, goal = _kept_rows(gradients, goal, k, seed, budget)
-            augmented = _product(_columns_of(rows, budget), goal, budget)
-        else:
-            pieces = _pieces("gradients", gradients, budget)
-            if k is not None:
-                projected = _projected(pieces, goal, k, seed, budget)
-                rows, goal = [projected[:-1]], projected[-1]
-                goal = None if target is None else goal
+        if along == "examples" and not isinstance(gradients, Iterator):
+            raise InvalidArgument(
+                f"along='examples' is for an iterator of blocks; gradients is {shown(gradients)}"
+            )
+        with progress(_coordinates(gradients), "Gram matrix") as bar:
+            pieces = _watched(_pieces("gradients", gradients, budget), bar)
+            if along == "examples":
+                rows, goal = _kept_rows(gradients, goal, k, seed, budget)
                 pieces = _columns_of(rows, budget)
+            elif k is not None:
+                projected = _projected(pieces, goal, k, seed, budget)
+                goal = None if target is None else projected[-1]
+                pieces = _columns_of([projected[:-1]], budget)
             augmented = _product(pieces, goal, budget)
         self._fill(augmented, goal is not None, 0.0 if k is None else math.sqrt(2 / k))
         _check_rows(np.diagonal(self.matrix))
@@ -389,6 +388,22 @@ def _pieces(name: str, gradients: Any, budget: int) -> Iterator[NDArray[Any]]:
         for start in range(0, flat.shape[1], width):
             piece = flat[:, start : start + width]
             yield piece if pages is None else _read(piece, pages)
+
+
+def _coordinates(gradients: Any) -> int | None:
+    """How many coordinates there are, where that can be seen without reading them."""
+    parts = [*gradients.values()] if isinstance(gradients, Mapping) else [gradients]
+    shapes = [np.shape(part) if hasattr(part, "shape") else () for part in parts]
+    return sum(math.prod(shape[1:]) for shape in shapes) if all(shapes) else None
+
+
+def _watched(pieces: Iterable[NDArray[Any]], bar: Progress) -> Iterator[NDArray[Any]]:
+    """The pieces; the bar says how many coordinates they have had."""
+    done = 0
+    for piece in pieces:
+        yield piece
+        done += piece.shape[1]
+        bar.update(done)
 
 
 def _width(rows: int, budget: int) -> int:

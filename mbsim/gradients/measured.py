@@ -27,6 +27,7 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim._shared.arrays import one_blas_thread
+from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence, stream
 from mbsim._shared.values import value
 from mbsim.clipping import Rule, rank_of
@@ -149,7 +150,8 @@ class MeasuredProblem:
             products, norm = gram.target_products, gram.target_norm
         else:
             rows = stream(seed, "eights").permutation(gram.examples)
-            products, norm = _own_target(gram.matrix, name, rows)
+            with one_blas_thread():
+                products, norm = _own_target(gram.matrix, name, rows)
         assert products is not None
         assert norm is not None
         found = {
@@ -251,12 +253,14 @@ class MeasuredProblem:
         """Examples resampled, each time with the target of their own."""
         n, matrix = self.examples, self.gram.matrix
         found = []
-        for number in range(_REPLICATES):
-            rows = stream(self._seed, "examples", number).integers(n, size=n)
-            products, norm = self.target_products, self.target_norm
-            if self.target != GIVEN:
-                products, norm = _own_target(matrix, self.target, rows)
-            found.append((rows, products / norm if norm else 0 * products, norm))
+        with one_blas_thread(), progress(_REPLICATES, "resampling examples") as bar:
+            for number in range(_REPLICATES):
+                rows = stream(self._seed, "examples", number).integers(n, size=n)
+                products, norm = self.target_products, self.target_norm
+                if self.target != GIVEN:
+                    products, norm = _own_target(matrix, self.target, rows)
+                found.append((rows, products / norm if norm else 0 * products, norm))
+                bar.update(number + 1)
         rows, along, norms = (np.array(part) for part in zip(*found, strict=True))
         counts = np.stack([np.bincount(one, minlength=n) for one in rows]).astype(np.float64)
         pools = _pools(matrix, counts, along, replacement=self.replacement)
@@ -394,7 +398,11 @@ class MeasuredSource:
                 f"grad_norm={shown(float(grad_norm.max()))} must be at most {_LARGEST:g} for "
                 "measured gradients"
             )
-        found = [self._one(r, relative_error) for r in grad_norm.tolist()]
+        found = []
+        with progress(grad_norm.size, "drift, measured") as bar:
+            for r in grad_norm.tolist():
+                found.append(self._one(r, relative_error))
+                bar.update(len(found))
         drift = np.array([mean for mean, *_ in found]).reshape(-1, 2).T
         variance = np.array([a + b for _, a, b, _ in found]).reshape(-1, 2, 2)
         standard = np.sqrt(np.einsum("pii->ip", variance))
@@ -577,9 +585,8 @@ def _own_target(matrix: Array, name: str, rows: Integers) -> tuple[Array, float]
             products += sums[:, one] / _EIGHT**2
         rows, share = eights.ravel(), np.repeat(geometric_median(products) / _EIGHT, _EIGHT)
         weights = np.bincount(rows, share, minlength=n)
-    with one_blas_thread():
-        target_products: Array = matrix @ weights
-        return target_products, math.sqrt(max(float(weights @ target_products), 0.0))
+    products = matrix @ weights
+    return products, math.sqrt(max(float(weights @ products), 0.0))
 
 
 def geometric_median(products: Array) -> Array:

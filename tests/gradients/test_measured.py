@@ -5,6 +5,7 @@ import math
 import warnings
 
 import numpy as np
+import processes
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -359,6 +360,22 @@ def test_the_same_seed_gives_the_same_numbers():
     assert at(1) == at(1)
     assert (at(1).progress != at(2).progress).all()
     assert (at(1).progress != at(1, examples=1).progress).all()  # other eights
+
+
+def test_threads_do_not_change_a_digit(monkeypatch):
+    pytest.importorskip("threadpoolctl")
+    code = (
+        "import numpy as np, mbsim\n"
+        "g = np.random.default_rng(0).standard_normal((1600, 30)) + 0.3\n"
+        "m = mbsim.MeasuredProblem(g)\n"
+        "d = mbsim.drift(m, mbsim.MicroBatchClipping(2), batch_size=64).source\n"
+        "print(d.values(np.array([0.5, 2.0]), None))"
+    )
+    found = set()
+    for threads in "12":
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", threads)
+        found.add(processes.run(code))
+    assert len(found) == 1
 
 
 def test_more_draws_do_not_change_the_first():
