@@ -619,7 +619,8 @@ def _check_target_norm(norm: float) -> None:
 def _check_semidefinite(matrix: Array, allowed: float, rule: str) -> None:
     """By a Cholesky factor of the matrix and a little more; eigenvalues only for the message."""
     try:
-        np.linalg.cholesky(matrix + allowed * np.eye(len(matrix)))
+        with one_blas_thread():
+            np.linalg.cholesky(matrix + allowed * np.eye(len(matrix)))
     except np.linalg.LinAlgError:
         least = float(np.linalg.eigvalsh(matrix)[0])
         if not matrix.any():
