@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from mbsim.drifts.drift import drift as drift
     from mbsim.errors import InvalidArgument as InvalidArgument
     from mbsim.extra import hypothesis as strategies  # noqa: F401
+    from mbsim.gradients.gram import Gram as Gram
+    from mbsim.gradients.measured import MeasuredProblem as MeasuredProblem
     from mbsim.methods import SGD as SGD
     from mbsim.methods import Method as Method
     from mbsim.methods import MicroBatchClipping as MicroBatchClipping
@@ -46,7 +48,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "Draggers": "mbsim.problems.draggers",
     "Drift": "mbsim.drifts.drift",
+    "Gram": "mbsim.gradients.gram",
     "InvalidArgument": "mbsim.errors",
+    "MeasuredProblem": "mbsim.gradients.measured",
     "Method": "mbsim.methods",
     "MicroBatchClipping": "mbsim.methods",
     "Problem": "mbsim.problems.problem",

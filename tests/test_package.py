@@ -240,6 +240,9 @@ SHOWCASE = (
     "mbsim.choosing.sweet_spot.sweet_spot",
     "mbsim.choosing.tuning.simulate",
     "mbsim.drifts.drift.drift",
+    "mbsim.gradients.gram",
+    "mbsim.gradients.measured",
+    "mbsim.gradients.replay",
 )
 
 

@@ -18,7 +18,7 @@ _busy: ContextVar[bool] = ContextVar("mbsim_progress", default=False)
 class Progress:
     """Counts work done; draws a bar once the work has lasted two seconds."""
 
-    def __init__(self, total: float, text: str, *, shown: bool) -> None:
+    def __init__(self, total: float | None, text: str, *, shown: bool) -> None:
         self._total, self._text, self._shown = total, text, shown
         self._since = time.monotonic()
         self._bar: Any = None
@@ -44,8 +44,11 @@ class Progress:
 
 
 @contextmanager
-def progress(total: float, text: str) -> Iterator[Progress]:
-    """A progress bar for the body; silent inside another one, and where stderr is no terminal."""
+def progress(total: float | None, text: str) -> Iterator[Progress]:
+    """A progress bar for the body; silent inside another one, and where stderr is no terminal.
+
+    A total of None is one that is not known.
+    """
     bar = Progress(total, text, shown=sys.stderr.isatty() and not _busy.get())
     token = _busy.set(True)
     try:

@@ -5,16 +5,19 @@ It lies here, below the theory and the simulation, so that neither needs to know
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.random import Generator, SeedSequence
 
 from mbsim._shared.seeds import seed_sequence
 from mbsim.errors import InvalidArgument, check_integer, check_number, shown
 from mbsim.methods import Method
-from mbsim.problems.problem import Problem, check_problem
+from mbsim.problems.problem import Problem
 from mbsim.simulation import run
 from mbsim.simulation.run import Run
+
+if TYPE_CHECKING:
+    from mbsim.gradients.measured import MeasuredProblem
 
 __all__ = ["check_step_size", "simulate", "step_size_for"]
 
@@ -31,7 +34,7 @@ def check_step_size(step_size: Any) -> float | str:
 
 
 def step_size_for(
-    problem: Problem,
+    problem: Problem | MeasuredProblem,
     method: Method,
     *,
     batch_size: int,
@@ -47,14 +50,13 @@ def step_size_for(
     if not isinstance(checked, str):
         return checked
     steps = check_integer("steps", steps, minimum=1)
-    check_problem(problem)
     from mbsim.drifts.drift import drift  # not needed, and not light, for a number
 
     return drift(problem, method, batch_size=batch_size, rng=rng).tuned_step_size(steps=steps)
 
 
 def simulate(
-    problem: Problem,
+    problem: Problem | MeasuredProblem,
     method: Method,
     *,
     batch_size: int,
@@ -69,7 +71,9 @@ def simulate(
     """Run w ← w − η u from the problem's start, in independent replicates; η may be tuned.
 
     Args:
-        problem: what is optimised, and with which noise and draggers.
+        problem: what is optimised, and with which noise and draggers; or a
+            :class:`mbsim.MeasuredProblem`, of which :mod:`mbsim.gradients.replay` says what is run
+            (`engine` and `threads` mean nothing there).
         method: how a mini-batch becomes an update u; :class:`~mbsim.SGD` or
             :class:`~mbsim.MicroBatchClipping`.
         batch_size: B, examples per step.
@@ -106,6 +110,20 @@ def simulate(
         step_size = step_size_for(
             problem, method, batch_size=batch_size, step_size=step_size, steps=steps, rng=rng
         )
+    if not isinstance(problem, Problem):
+        from mbsim.gradients import measured, replay
+
+        if isinstance(problem, measured.MeasuredProblem):
+            return replay.replay(
+                problem,
+                method,
+                batch_size=batch_size,
+                step_size=step_size,
+                steps=steps,
+                replicates=replicates,
+                rng=rng,
+                record_every=record_every,
+            )
     return run.simulate(
         problem,
         method,

@@ -188,7 +188,7 @@ def certify(
         margin=found.margin,
         confidence=1 - rate if sampled else 1.0,
         method=", ".join(sorted(set(values.method.tolist()))),
-        assumptions=_assumptions(nodes.size > 0, largest, rate if sampled else 0.0),
+        assumptions=_assumptions(drift.law, nodes.size > 0, largest, rate if sampled else 0.0),
         settings=dict(drift.settings)
         | {"initial_gap": gap, "step_size": eta, "steps": horizon}
         | limit,
@@ -230,12 +230,11 @@ def _says_nothing(far: Far | None, values: DriftValues) -> str:
     )
 
 
-def _assumptions(on_grid: bool, largest: float, rate: float) -> tuple[str, ...]:
+def _assumptions(law: str, on_grid: bool, largest: float, rate: float) -> tuple[str, ...]:
     found = [
         "A1: the loss is bounded below",
         "A2: the gradient of the loss is L-Lipschitz",
-        "the law of a step depends on the parameters through the gradient norm alone, and is that "
-        "of the model (A3, A4)",
+        law,
     ]
     if on_grid:
         found.append(

@@ -53,6 +53,7 @@ class Known:
         most_nodes: at so many gradient norms a curve looks at most: fewer where values are dear.
         settings: what it is the drift of, by code name: the problem's constants, the batch size
             and the method.
+        law: what is assumed of the law of a step, in a sentence.
     """
 
     source: Source
@@ -65,6 +66,10 @@ class Known:
     noise_size: float
     most_nodes: int = MOST_NODES
     settings: Mapping[str, float | str] = field(default_factory=dict)
+    law: str = (
+        "the law of a step depends on the parameters through the gradient norm alone, and is that "
+        "of the model (A3, A4)"
+    )
 
 
 def _quantile(df: Array, rate: float) -> Array:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
@@ -172,8 +172,25 @@ class Drift(Known):
         )
 
 
+@runtime_checkable
+class HasDrift(Protocol):
+    """What has a drift of its own, as measured gradients have."""
+
+    def drift(
+        self,
+        method: Method,
+        *,
+        batch_size: int,
+        rng: int | SeedSequence | Generator = 0,
+        relative_error: float = 1e-3,
+        draws: int = 2**20,
+    ) -> Drift:
+        """That of a method; see :func:`drift`."""
+        ...
+
+
 def drift(
-    problem: Problem,
+    problem: Problem | HasDrift,
     method: Method,
     *,
     batch_size: int,
@@ -191,7 +208,8 @@ def drift(
     Everything else is sampled, step by step.
 
     Args:
-        problem: noise, draggers and dimensions; its loss gives L and Δ.
+        problem: noise, draggers and dimensions; its loss gives L and Δ. Or what has a method
+            ``drift`` of its own, such as :class:`mbsim.MeasuredProblem`.
         method: the method, with its micro-batch size.
         batch_size: B.
         rng: what samples are drawn from, where there are any.
@@ -217,7 +235,11 @@ def drift(
     >>> clip.at(1.0).method.item(), round(clip.progress(1.0), 3), round(clip.second_moment(1.0), 3)
     ('quadrature', 0.692, 0.541)
     """
-    check_problem(problem)
+    if not isinstance(problem, Problem) and isinstance(problem, HasDrift):
+        return problem.drift(
+            method, batch_size=batch_size, rng=rng, relative_error=relative_error, draws=draws
+        )
+    problem = check_problem(problem)
     method = check_method(method)
     batch = check_integer("batch_size", batch_size, minimum=1)
     m = method.micro_batches(batch)
@@ -245,7 +267,7 @@ def drift(
 
 
 def drifts(
-    problem: Problem,
+    problem: Problem | HasDrift,
     *,
     batch_size: int,
     rule: Rule | None = None,

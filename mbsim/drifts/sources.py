@@ -26,7 +26,7 @@ from mbsim.errors import InvalidArgument
 from mbsim.problems.noise import Gaussian, facts_of
 from mbsim.problems.problem import Problem
 
-__all__ = ["DriftValues", "Source", "Tail", "source_of", "tail_of"]
+__all__ = ["DriftValues", "Source", "Tail", "regressed", "source_of", "tail_of"]
 
 Array = NDArray[np.float64]
 
@@ -61,7 +61,7 @@ class DriftValues:
             independent parts of the points, and 2e-5 √M; 0 for a closed form or a sample.
         second_moment_numerical_error: of M; four times the spread, and 2e-5 M.
         df: degrees of freedom of the standard errors; infinite where there is no sample.
-        method: "closed form", "quadrature" or "sample".
+        method: "closed form", "quadrature", "sample", or "measured" on gradients.
         delivered: whether both errors are within the relative error that was asked for.
     """
 
@@ -384,7 +384,7 @@ class _Sampled:
             moments[:2] *= np.array([[own / unit], [(own / unit) ** 2]])
             groups = moments.reshape(4, self._groups, -1).mean(axis=2).T
             rows = np.concatenate([rows, groups])
-            mean, covariance, df = _regressed(rows)
+            mean, covariance, df = regressed(rows)
             standard = np.sqrt(np.diag(covariance))
             if (standard <= aim * np.abs(mean)).all():
                 break
@@ -406,7 +406,7 @@ class _Sampled:
         return self._blocks[number]
 
 
-def _regressed(rows: Array) -> tuple[Array, Array, int]:
+def regressed(rows: Array) -> tuple[Array, Array, int]:
     """Means of A and M at the expectations of the controls, by regression over groups of steps."""
     targets, controls = rows[:, :2], rows[:, 2:]
     controls = controls[:, np.ptp(controls, axis=0) > 0]

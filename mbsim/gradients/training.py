@@ -18,7 +18,6 @@ Source: canaries as a surrogate for draggers from [Wang2024]; the rest is ours.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import KW_ONLY
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim._shared import tables
+from mbsim._shared.arrays import one_blas_thread
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import set_field, value
@@ -305,7 +305,7 @@ def train(
     batches = _mini_batches(examples, batch_size, _streams(rng, "order", splits))
     scores = []
     with (
-        _one_blas_thread(),
+        one_blas_thread(),
         np.errstate(over="ignore", invalid="ignore"),  # divergence is an outcome, and recorded
         progress(steps, f"training, {method}") as bar,
     ):
@@ -448,19 +448,6 @@ def _streams(rng: Any, purpose: str, splits: int) -> list[Generator]:
     """One generator per split, from the seed, the purpose and the number of the split alone."""
     root = child(seed_sequence(rng), int.from_bytes(purpose.encode()))
     return [np.random.default_rng(child(root, split)) for split in range(splits)]
-
-
-def _one_blas_thread() -> contextlib.AbstractContextManager[Any]:
-    """Keep matrix products on one thread, where threadpoolctl (a part of scikit-learn) is there.
-
-    The products are of about 64 × 64 × 64: two threads gain nothing and, when the machine is busy,
-    wait for each other (three times slower, measured).
-    """
-    try:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-    except ImportError:
-        return contextlib.nullcontext()
-    return threadpool_limits(1, user_api="blas")
 
 
 @value
