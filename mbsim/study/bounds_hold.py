@@ -61,6 +61,7 @@ def _hold(study: Study, wrong: str = "") -> Found:
     found: dict[str, list[Verdict]] = defaultdict(list)
     runs = study.once(_runs, wrong if wrong != "half the certificate" else "")
     for number, (case, run) in enumerate(runs):
+        study.tell(number / len(runs))
         held = list(_held(case, run, number, wrong))
         if not wrong and any(one.status == INCONCLUSIVE for one in held):
             again = _run(study, case, number, look=1)
@@ -256,4 +257,5 @@ BOUNDS_HOLD = Claim(
     },
     figure="bounds",
     draw=_draw,
+    seconds=22,
 )

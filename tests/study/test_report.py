@@ -11,6 +11,7 @@ import mbsim
 from mbsim._shared.records import to_json
 from mbsim.study.claim import Claim, Study
 from mbsim.study.floors import BIAS_NEEDS_SKEW, BIAS_STAYS, SWEET_SPOT
+from mbsim.study.rates import CLIPPING_AHEAD_EARLY
 from mbsim.study.report import CLAIMS, draw_report, expected_statuses, reproduce
 
 
@@ -62,7 +63,11 @@ def test_figures_are_pictures_and_the_report_is_json(reproduced):
         assert ET.parse(folder / f"{name}.svg").getroot().tag.endswith("svg")
     written = json.loads((folder / "report.json").read_text("utf-8"))
     assert written == json.loads(to_json(report.to_dict()))
-    assert set(written["made_with"]) >= {"mbsim", "numpy", "seconds"}
+    assert set(written["made_with"]) >= {"mbsim", "numpy"}
+    assert {*report.seconds} == {
+        *(name.removeprefix("control of ").replace(": ", ", ") for name, *_ in report.rows()),
+        "all",
+    }
 
 
 def test_the_same_seed_gives_the_same_verdict_and_the_same_pictures_byte_for_byte(
@@ -75,6 +80,30 @@ def test_the_same_seed_gives_the_same_verdict_and_the_same_pictures_byte_for_byt
     assert BIAS_NEEDS_SKEW.verdict(Study(quick=True, rng=1)).to_dict() != first.to_dict()
     for path in draw_report(json.loads((folder / "report.json").read_text()), tmp_path):
         assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
+
+
+def test_the_number_of_workers_changes_no_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr("mbsim.study.report.CLAIMS", (BIAS_STAYS, CLIPPING_AHEAD_EARLY, SWEET_SPOT))
+    for workers in (1, 2):
+        reproduce(tmp_path / str(workers), quick=True, workers=workers)
+    names = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert {"report.json", "floor.svg", "horizon.png", "trajectories.png"} <= {*names}
+    assert names == sorted(path.name for path in (tmp_path / "2").iterdir())
+    for name in names:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+
+
+def _broken(study):
+    raise ZeroDivisionError("no such number")
+
+
+def test_a_claim_that_raises_is_named_and_nothing_is_written(tmp_path, monkeypatch):
+    broken = Claim(name="broken", statement="It is so.", source="a test", run=_broken)
+    monkeypatch.setattr("mbsim.study.report.CLAIMS", (BIAS_STAYS, broken))
+    with pytest.raises(ZeroDivisionError, match="no such number") as caught:
+        reproduce(tmp_path, quick=True, workers=2)
+    assert caught.value.__notes__ == ["(in broken)"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_change_of_verdict_is_news(reproduced, monkeypatch):
@@ -98,6 +127,8 @@ def test_the_report_reads_well(reproduced):
         ({"rng": 1.5}, "rng=1.5 must be an integer"),
         ({"out": "/dev/null/figures"}, "out='/dev/null/figures' must be a folder"),
         ({"out": None}, "out=None must be a folder"),
+        ({"workers": 0}, "workers=0 must be an integer of at least 1"),
+        ({"workers": "two"}, "workers='two' must be an integer"),
     ],
 )
 def test_bad_calls_are_refused_before_any_work(arguments, message):
