@@ -15,6 +15,9 @@ from mbsim.study.rates import CLIPPING_AHEAD_EARLY
 from mbsim.study.report import CLAIMS, draw_report, expected_statuses, reproduce
 
 
+pytestmark = pytest.mark.xdist_group("reproduce")  # once, for all of these
+
+
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
