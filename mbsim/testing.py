@@ -27,6 +27,7 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim import clipping, statistics
+from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim.errors import InvalidArgument, check_array, check_integer, shown
 from mbsim.problems.losses import Loss, check_loss_argument
@@ -430,8 +431,10 @@ def check_noise(law: Any, *, rng: int | SeedSequence | Generator = 0, draws: int
     found, generator = _Findings(law), np.random.default_rng(seed_sequence(rng))
     seed = int(generator.integers(2**32))
     forms = [("mean_of", NoiseLaw), ("vectors", VectorNoise)]
-    for name in [name for name, kind in forms if isinstance(law, kind)]:
-        for n in (1, 8):
+    parts = [(name, n) for name, kind in forms if isinstance(law, kind) for n in (1, 8)]
+    with progress(len(parts), "checking the noise law") as bar:
+        for number, (name, n) in enumerate(parts):
+            bar.update(number)
             draw = _draw_of(law, name, n)
             _check_noise_calls(draw, name, n, seed, found)
             _check_moments(draw, law, n, draws, seed, found)

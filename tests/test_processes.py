@@ -1,5 +1,6 @@
-"""Work in processes: its results, its faults, and that nothing of it stays behind."""
+"""Work in processes: its results, its faults, its progress, and that nothing of it stays behind."""
 
+import io
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 import processes
 import pytest
 
+from mbsim._shared import progress as _progress
 from mbsim._shared.processes import Job, in_processes
 from mbsim._shared.processes import processors as processors_here
 
@@ -51,6 +53,46 @@ def test_a_fault_is_named_and_ends_the_others(tmp_path):
         in_processes([*jobs(tmp_path, 1, fault="odd"), slow], workers=2, text="working")
     assert caught.value.__notes__ == ["(in job 0)"]
     assert time.monotonic() - since < 30
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_one_bar_counts_the_work_of_all_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(_progress, "_PATIENCE", 0.0)
+    counted = []
+    update = _progress.Progress.update
+    monkeypatch.setattr(
+        _progress.Progress, "update", lambda bar, done: counted.append(done) or update(bar, done)
+    )
+    in_processes(jobs(tmp_path, 1, 2, 3), workers=2, text="working")
+    assert counted == sorted(counted)
+    assert counted[-1] == 6
+    assert {*counted} & {0.5, 1, 1.5, 2, 2.5, 3, 4, 5}  # on the way
+    said = sys.stderr.getvalue()
+    assert "working" in said
+    assert "left" in said
+
+
+def test_the_time_left_is_what_it_takes_at_the_pace_so_far(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now)
+    bar = _progress.Progress(60, "working", shown=False)
+    assert bar._left(now) == "-:--"
+    now = 110.0
+    bar.update(5)
+    assert bar._left(now) == "1:50 left"
+    now = 125.0
+    bar.update(5)  # nothing new is done, but time passes
+    assert bar._left(now) == "1:35 left"
+    now = 300.0
+    bar.update(5)
+    assert bar._left(now) == "0:00 left"
+    bar.update(40)
+    assert bar._left(now) == "1:40 left"
 
 
 # It has no guard against being imported again: each worker would begin it anew.
