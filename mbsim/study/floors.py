@@ -144,6 +144,7 @@ def _floors_sq(study: Study, noise: str, draggers: bool) -> tuple[float, dict[in
     problem = half_square(LAWS[noise], STRONG if draggers else NONE)
     seeds, found = study.seeds(f"sweet-spot {noise} {draggers}"), {}
     for b in study.sizes:
+        study.tell(len(found) / len(study.sizes))
         setting = Setting(problem, MicroBatchClipping(b), BATCH, step_size, steps)
         found[b] = floor_sq(setting, replicates=study.replicates, rng=next(seeds))
     return step_size, found
