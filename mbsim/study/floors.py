@@ -142,7 +142,8 @@ def _floors_sq(study: Study, noise: str, draggers: bool) -> tuple[float, dict[in
     """The step size, and the squared floors of every replicate for each b."""
     step_size, steps = (0.02, 1000) if study.quick else (0.01, 3000)
     problem = half_square(LAWS[noise], STRONG if draggers else NONE)
-    seeds, found = study.seeds(f"sweet-spot {noise} {draggers}"), {}
+    seeds = study.seeds(f"sweet-spot {noise} {draggers}")
+    found: dict[int, Array] = {}
     for b in study.sizes:
         study.tell(len(found) / len(study.sizes))
         setting = Setting(problem, MicroBatchClipping(b), BATCH, step_size, steps)
