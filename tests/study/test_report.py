@@ -15,8 +15,6 @@ from mbsim.study.floors import BIAS_NEEDS_SKEW, BIAS_STAYS, SWEET_SPOT
 from mbsim.study.rates import CLIPPING_AHEAD_EARLY
 from mbsim.study.report import CLAIMS, draw_report, expected_statuses, reproduce
 
-pytestmark = pytest.mark.xdist_group("reproduce")  # once, for all of these
-
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):

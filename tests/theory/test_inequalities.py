@@ -22,8 +22,6 @@ from mbsim.drifts.steps import step_sample
 from mbsim.problems.noise import Exponential, Gaussian, StudentT, TwoPoint
 from mbsim.theory import Formula, symbols
 
-pytestmark = pytest.mark.xdist_group("inequalities")  # one process works out :func:`known`
-
 PROBLEMS = 240
 # A sampled number is on the wrong side of its limit once in ten million times: for all limits of
 # all problems together that is less than once in a thousand.

@@ -402,7 +402,6 @@ def test_fact_canaries(page):
         assert sentence in text
 
 
-@pytest.mark.xdist_group("inequalities")
 def test_fact_margins(page):
     text = fact(page, "margins")
     assert (
