@@ -49,6 +49,9 @@ def reproduce(
     ),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer steps and replicates.")] = False,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; as many as there are processors, unless told.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 when a verdict is not the expected one.")
     ] = False,
@@ -59,7 +62,7 @@ def reproduce(
 
     from mbsim.study import report as reports
 
-    report = reports.reproduce(out, quick=quick, rng=seed)
+    report = reports.reproduce(out, quick=quick, rng=seed, workers=workers)
     if json:
         print(to_json(report.to_dict()), end="")
     else:
@@ -69,8 +72,9 @@ def reproduce(
             table.add_row(name, f"[{styles.get(status, 'dim')}]{status}[/]", why)
         console = _console()
         console.print(table)
-        seconds = report.made_with["seconds"]["all"]
-        console.print(f"{seconds:.0f} s; figures and report.json are in {out}/", highlight=False)
+        console.print(
+            f"{report.seconds['all']:.0f} s; figures and report.json are in {out}/", highlight=False
+        )
     surprises = report.surprises()
     for line in surprises:
         print(f"not as expected: {line}", file=sys.stderr)
@@ -241,7 +245,7 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", _INTERRUPTED)
     except InvalidArgument as error:
-        _fail(str(error))
+        _fail(" ".join([str(error), *getattr(error, "__notes__", ())]))
     except (MemoryError, OverflowError) as error:
         _fail(f"these numbers are too large to compute with ({error})")
     except ModuleNotFoundError as error:
