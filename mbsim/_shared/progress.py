@@ -41,7 +41,7 @@ class Progress:
 
     def _left(self, now: float) -> str:
         """The time left if work goes on as it went so far: as last known, less what has passed."""
-        if not self._completed:
+        if not self._completed or self._total is None:
             return "-:--"
         each = (self._known - self._since) / self._completed
         left = max(0.0, each * (self._total - self._completed) - (now - self._known))
