@@ -133,16 +133,22 @@ def sweet_spot(
     benign_dim: Annotated[int, typer.Option(help="Dimensions of benign noise, n.")] = 32,
     start: Annotated[float, typer.Option(help="Gradient norm at the start.")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="Examples in a mini-batch, B.")] = 64,
-    step_size: Annotated[str, typer.Option(help='A number, or "tuned".')] = "0.05",
+    step_size: Annotated[str, typer.Option(help='A number, or "tuned".')] = "tuned",
     steps: Annotated[int, typer.Option(help="How many, T.")] = 1000,
     by: Annotated[
-        str, typer.Option(help="bias, bound, certificate, floor or simulation.")
-    ] = "certificate",
-    replicates: Annotated[int, typer.Option(help="Of a simulation.")] = 64,
+        str,
+        typer.Option(
+            help="final (where runs end), average (over their steps), bias, bound, certificate, "
+            "floor or simulation."
+        ),
+    ] = "final",
+    replicates: Annotated[
+        int | None, typer.Option(help="Runs for each b; as many as are worth their time.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """The best micro-batch size for one half of |w|^2, by one criterion."""
+    """The best micro-batch size for one half of |w|^2: the one with which runs end lowest."""
     from mbsim.choosing import sweet_spot as choosing
     from mbsim.problems.draggers import Draggers
     from mbsim.study.half_square import half_square
@@ -160,9 +166,11 @@ def sweet_spot(
         step_size=_number_or_word(step_size),
         steps=steps,
         by=by,
-        replicates=replicates,
+        replicates=64 if by == "simulation" and replicates is None else replicates,
         rng=seed,
     )
+    if not json:
+        print(f"{problem}\n")
     print(to_json(best.to_dict()) if json else best, end="" if json else "\n")
 
 
