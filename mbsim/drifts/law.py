@@ -213,13 +213,16 @@ class MicroBatchLaw:
         """The first five of the scalars, from strata and uniform coordinates."""
         n, b, gamma = self.problem.benign_dim, self.b, self.problem.draggers.coherence
         along, walk = along.copy(), walk.copy()
-        for count in np.unique(k[np.isnan(along) | np.isnan(walk)]):
-            here = (k == count) & np.isnan(along)
+        # k ascends: each count is a stretch, and all stretches together are looked at once.
+        counts, starts = np.unique(k, return_index=True)
+        for count, start, stop in zip(counts, starts, [*starts[1:], k.size], strict=False):
+            own = slice(start, stop)
+            here = np.isnan(along[own])
             if here.any():
-                along[here] = self._along_law(b - int(count))(u[_ALONG, here])
-            here = (k == count) & np.isnan(walk)
+                along[own][here] = self._along_law(b - int(count))(u[_ALONG, own][here])
+            here = np.isnan(walk[own])
             if here.any():
-                walk[here] = squared_length(self._walk_dim, int(count), u[_WALK, here])
+                walk[own][here] = squared_length(self._walk_dim, int(count), u[_WALK, own][here])
         noise, across_sq = math.sqrt(self._along_share) * along, np.zeros_like(k)
         variance = self._isotropic * (b - k) / n
         if variance.any():
