@@ -92,8 +92,8 @@ def _divisors(work: Work) -> float:
     return sum(map(_points, each))
 
 
-# An engine costs what its random numbers cost (the theory page, section 9), a drift what it costs to
-# sort points (section 7).
+# An engine costs what its random numbers cost (the theory page, section 9), a drift what it takes
+# to sort points (section 7).
 THEORY = {
     "exact_law": Theory(
         _scalars,
@@ -237,7 +237,7 @@ def measure(letter: str, names: list[str]) -> list[Line]:
                 seconds[turn, i] = (time.perf_counter() - began) / each
                 bar.update((turn + 1) * len(points) + i + 1)
     lines = []
-    for name in dict.fromkeys(point[0] for point in points):
+    for name in (name for name in names if name in axis.programs):
         here = [i for i, point in enumerate(points) if point[0] == name]
         cost = [THEORY[name].cost(points[i][4]) / points[i][3] for i in here]
         sizes = np.array([points[i][1] for i in here])
