@@ -244,7 +244,7 @@ class MicroBatchLaw:
         counts, starts = np.unique(k, return_index=True)
         stops = [*starts[1:], k.size]
         stretches = [
-            (int(count), slice(*ends)) for count, *ends in zip(counts, starts, stops, strict=True)
+            (int(count), slice(*ends)) for count, *ends in zip(counts, starts, stops, strict=False)
         ]
         for count, own in stretches:
             here = np.isnan(along[own])
