@@ -75,11 +75,15 @@ _REFUSALS = (
         f"use torch.where, {_LOOP}",
     ),
     (r"[Ss]parse", "has sparse gradients, which vmap refuses,", f"make it sparse=False, {_LOOP}"),
-    (r"Long\b", "needs integers", "give indices and labels as torch.int64"),
     (
-        "dtype|scalar type|same type",
+        r"(?<!output type )Long\b|dtype int32",
+        "needs integers",
+        "give indices and classes as torch.int64",
+    ),
+    (
+        "dtype|scalar type|same type|can't be cast",
         "gets numbers of unlike types",
-        "give inputs in the type of the parameters, {}",
+        "give inputs, and labels that are no classes, in the type of the parameters, {}",
     ),
     ("out of memory|allocate memory", "has too little memory", "take a smaller chunk"),
 )
