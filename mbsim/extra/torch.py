@@ -236,18 +236,29 @@ def _examples(name: str, data: Any) -> _Examples:
         raise InvalidArgument(f"{name} has no batches and must have at least one")
     if len({(part.names, len(part.tensors)) for part in found}) > 1:
         raise InvalidArgument(f"{name} must have the same inputs in every batch")
-    try:
-        tensors = [torch.cat(parts) for parts in zip(*(p.tensors for p in found), strict=True)]
-    except RuntimeError as error:
-        raise InvalidArgument(f"{name} must have batches that fit: {_line(error)}") from error
-    if not len(tensors[-1]):
+    whole = found[0]
+    if len(found) > 1:
+        try:
+            joined = [torch.cat(parts) for parts in zip(*(p.tensors for p in found), strict=True)]
+        except RuntimeError as error:
+            raise InvalidArgument(f"{name} must have batches that fit: {_line(error)}") from error
+        whole = _Examples(joined, whole.names)
+    if not len(whole):
         raise InvalidArgument(f"{name} must not be empty")
-    return _Examples(tensors, found[0].names)
+    return whole
 
 
 def _is_pair(data: Any) -> bool:
-    """A list of two batches is none: what stands where labels do are no numbers, but a pair."""
-    return isinstance(data, (tuple, list)) and len(data) == 2 and not _is_pair(data[1])
+    """Two batches are none: where the labels would be there is a pair again, with an array last."""
+
+    def of_two(some: Any) -> bool:
+        return isinstance(some, (tuple, list)) and len(some) == 2
+
+    return of_two(data) and not (of_two(data[1]) and _has_axes(data[1][1]))
+
+
+def _has_axes(one: Any) -> bool:
+    return len(getattr(one, "shape", ())) > 0
 
 
 def _pair(name: str, pair: Any) -> _Examples:
@@ -257,7 +268,9 @@ def _pair(name: str, pair: Any) -> _Examples:
     names: tuple[str, ...] = ()
     if isinstance(inputs, Mapping):
         names, inputs = tuple(inputs), tuple(inputs.values())
-    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    # A DataLoader makes lists of tuples.
+    several = isinstance(inputs, list) and all(map(_has_axes, inputs))
+    inputs = inputs if isinstance(inputs, tuple) or several else (inputs,)
     tensors = [_tensor(f"inputs of {name}", one) for one in inputs]
     tensors.append(_tensor(f"labels of {name}", labels))
     sizes = [len(one) for one in tensors]
@@ -271,7 +284,9 @@ def _pair(name: str, pair: Any) -> _Examples:
 
 def _tensor(name: str, array: Any) -> torch.Tensor:
     try:
-        found = torch.as_tensor(array).detach()
+        with catch_warnings():
+            filterwarnings("ignore", "The given NumPy array is not writable")  # nor written to
+            found = torch.as_tensor(array).detach()
         len(found)
     except (TypeError, ValueError, RuntimeError):
         raise InvalidArgument(

@@ -197,6 +197,12 @@ def test_a_sketch_is_that_of_the_rows():
     assert found.relative_error == expected.relative_error > 0
 
 
+def read_only(tensor):
+    array = tensor.numpy().copy()
+    array.setflags(write=False)
+    return array
+
+
 def test_every_form_of_data():
     model, (inputs, labels) = mlp().double(), vectors()
     whole = per_example_gradients(model, CROSS_ENTROPY, (inputs, labels))
@@ -206,6 +212,7 @@ def test_every_form_of_data():
         [inputs, labels],
         (inputs.numpy(), labels.numpy()),
         (inputs.numpy(), labels.tolist()),
+        (read_only(inputs), read_only(labels)),
         ((inputs,), labels),
         ({"input": inputs}, labels),
         pairs,
@@ -216,6 +223,8 @@ def test_every_form_of_data():
         [*batches, (inputs[:0], labels[:0])],
     ):
         assert per_example_gradients(model, CROSS_ENTROPY, data) == whole
+    two = per_example_gradients(model, CROSS_ENTROPY, (inputs[:2], labels[:2]))
+    assert per_example_gradients(model, CROSS_ENTROPY, (inputs[:2], [0, 1])) == two
 
 
 def test_inputs_may_be_several_and_have_names():
@@ -237,6 +246,9 @@ def test_inputs_may_be_several_and_have_names():
     named = per_example_gradients(model, CROSS_ENTROPY, ({"one": one, "other": other}, labels))
     placed = per_example_gradients(ordered, CROSS_ENTROPY, ((one, other), labels))
     assert named == placed
+    pairs = [((one[i], other[i]), labels[i]) for i in range(10)]
+    loader = torch.utils.data.DataLoader(pairs, batch_size=4)  # which makes lists of them
+    assert named == per_example_gradients(ordered, CROSS_ENTROPY, loader)
     residual = torch.softmax(model(one, other=other), 1) - functional.one_hot(labels, 3)
     # Of an outer product with inputs and a bias, twice.
     expected = (residual @ residual.T) * (one @ one.T + other @ other.T + 2)
