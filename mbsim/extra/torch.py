@@ -320,8 +320,9 @@ class _Source:
             )
         self.model, self.loss_fn, self.randomness, self.seed = model, loss_fn, randomness, seed
         every = dict(model.named_parameters())
-        self.fixed = {name: one.detach() for name, one in every.items()}
-        self.trained = {name: one.detach() for name, one in every.items() if one.requires_grad}
+        # Copies, for some layers (an embedding with max_norm) change their weights when used.
+        self.fixed = {name: one.detach().clone() for name, one in every.items()}
+        self.trained = {name: self.fixed[name] for name, one in every.items() if one.requires_grad}
         self.coordinates = sum(one.numel() for one in self.trained.values())
         double = any(one.dtype == torch.float64 for one in self.trained.values())
         self.dtype = np.dtype(np.float64 if double else np.float32)
@@ -407,7 +408,7 @@ class _Source:
             batched = (None, *[0] * len(tensors))
             found = vmap(grad(loss), batched, randomness=self.randomness)(wanted, *tensors)
             return dict(found)
-        leaves = {name: one.clone().requires_grad_() for name, one in wanted.items()}
+        leaves = {name: one.detach().requires_grad_() for name, one in wanted.items()}
         with torch.enable_grad():
             value = loss(leaves, *(one[0] for one in tensors))
         if not value.requires_grad:  # what is wanted is not used

@@ -399,6 +399,14 @@ def test_nothing_of_the_callers_is_changed(chunk):
     assert [len(part._forward_hooks) for part in model.modules()] == hooks
 
 
+def test_weights_that_change_when_they_are_used():
+    model, data = Tokens(max_norm=0.5).double(), tokens()
+    expected, before = loop(model, CROSS_ENTROPY, *data), model.words.weight.clone()
+    found = per_example_gradients(model, CROSS_ENTROPY, data, rows=True, chunk=1)
+    assert close(found, expected)
+    assert torch.equal(model.words.weight, before)
+
+
 def test_under_no_grad():
     model, data = mlp().double(), vectors()
     whole = per_example_gradients(model, CROSS_ENTROPY, data)
