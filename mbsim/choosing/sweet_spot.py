@@ -201,9 +201,11 @@ def sweet_spot(
     ...     loss=mbsim.losses.Quadratic(np.ones(16)), benign_dim=8, start=np.full(16, 0.1),
     ...     noise=mbsim.noise.TwoPoint(sigma=1.0, rare=0.05),
     ...     draggers=mbsim.Draggers(probability=0.05, norm_ratio=20.0))
-    >>> best = sweet_spot(problem, batch_size=64, steps=300)
-    >>> best.micro_batch_size, best.answer.clips, best.answer.gain.estimate > 1.5
-    (16, True, np.True_)
+    >>> from dataclasses import replace
+    >>> symmetric = replace(problem, noise=mbsim.noise.Gaussian(sigma=1.0), start=np.ones(16))
+    >>> best = sweet_spot(symmetric, batch_size=64, steps=100, replicates=64)
+    >>> best.micro_batch_size in (1, 2), best.answer.clips, best.answer.gain.low > 5
+    (True, True, True)
     >>> best = sweet_spot(problem, batch_size=64, step_size=0.01, by="floor")
     >>> best.micro_batch_size, best.reason
     (16, 'interior')
