@@ -242,6 +242,7 @@ SHOWCASE = (
     "mbsim.drifts.drift.drift",
     "mbsim.gradients.gram",
     "mbsim.gradients.measured",
+    "mbsim.gradients.race",
     "mbsim.gradients.replay",
 )
 
