@@ -335,7 +335,7 @@ def schedule(count: int, budget: float, steps: int) -> list[tuple[int, int]]:
     the same; the budget decides a.
 
     >>> schedule(9, 4.0, 100)
-    [(9, 10), (7, 23), (5, 41), (4, 63), (3, 100)]
+    [(9, 8), (7, 18), (5, 31), (4, 48), (3, 69), (2, 100)]
     """
     sizes = [count]
     while sizes[-1] > 2:

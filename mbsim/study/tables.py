@@ -148,7 +148,7 @@ def splits(table: str, contamination: str, *, orders: int, rng: SeedSequence) ->
 
     >>> found = splits("wine", "canaries", orders=2, rng=SeedSequence(0))
     >>> found, bool((found.train_inputs[0] == found.train_inputs[1]).all())
-    (Splits(2 splits; 90 training examples, 8 of them canaries; 44 validation and 44 test \
+    (Splits(2 splits; 90 training examples, 10 of them canaries; 44 validation and 44 test \
 examples; 14 inputs, 3 classes), True)
     """
     inputs, labels = load(table)
