@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mbsim.extra import hypothesis as strategies  # noqa: F401
     from mbsim.gradients.gram import Gram as Gram
     from mbsim.gradients.measured import MeasuredProblem as MeasuredProblem
+    from mbsim.gradients.race import race as race
     from mbsim.methods import SGD as SGD
     from mbsim.methods import Method as Method
     from mbsim.methods import MicroBatchClipping as MicroBatchClipping
@@ -64,6 +65,7 @@ _HOMES = {
     "draw_updates": "mbsim.simulation.run",
     "drift": "mbsim.drifts.drift",
     "phase_diagram": "mbsim.choosing.phase_diagram",
+    "race": "mbsim.gradients.race",
     "reproduce": "mbsim.study.report",
     "simulate": "mbsim.choosing.tuning",
     "sweet_spot": "mbsim.choosing.sweet_spot",

@@ -248,6 +248,7 @@ SHOWCASE = (
     "mbsim.drifts.drift.drift",
     "mbsim.gradients.gram",
     "mbsim.gradients.measured",
+    "mbsim.gradients.race",
     "mbsim.gradients.replay",
 )
 
