@@ -206,6 +206,7 @@ class Refusal:
     def __str__(self) -> str:
         return f"no {self.of}: {self.reason}"
 
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """Which micro-batch size, and what it is worth: what every adviser answers, in one form.

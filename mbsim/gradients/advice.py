@@ -16,23 +16,24 @@ that two b are compared on each. Source: the theory page, section 11.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
-from scipy import interpolate
 
 from mbsim import statistics
 from mbsim._shared import tables
 from mbsim._shared.progress import progress
-from mbsim._shared.seeds import seed_sequence
-from mbsim.clipping import QuantileNorm, SmallestNorm, UnitNorm
+from mbsim._shared.seeds import child, seed_sequence
+from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
 from mbsim.errors import InvalidArgument, check_integer, divisors, shown
 from mbsim.gradients.gram import Gram
-from mbsim.gradients.measured import MEAN, MeasuredProblem, MeasuredSource
-from mbsim.methods import MicroBatchClipping
+from mbsim.gradients.measured import MEAN, MeasuredProblem
+from mbsim.gradients.replay import Together
+from mbsim.simulation.run import DIVERGED
 from mbsim.statistics import Interval
 from mbsim.verdicts import Answer, Refusal
 
@@ -45,13 +46,14 @@ Array = NDArray[np.float64]
 
 # The first is the one that is advised on.
 _RULES = (SmallestNorm(), QuantileNorm(0.5), UnitNorm())
-# Ties at this false-positive rate, all b together; and whatever is within 1 %.
-_RATE, _TIED = 0.01, 1.01
-# Gradient norms at which A and M are asked for lie at such distances in asinh(r/r₀), those of the
-# map's grid at such; and the grid ends at so many times the longest target.
-_SPACING, _FINE, _TOP = 0.5, 0.01, 2.0
-# Step sizes fall by halves to 1/(20 T) of the largest that can descend; then quarters of halves.
-_LEAST = 20
+# Ties at this false-positive rate, all b together; and whatever is within 1 %. Where the lowest is
+# above this share of where all began, nothing goes down.
+_RATE, _TIED, _STUCK = 0.01, 1.01, 0.99
+# Batches for the law at the start; resamplings of the examples.
+_BATCHES, _REPLICATES = 32, 10
+# Step sizes fall by quarters to 1/(5 T) of the largest, then by a half or a double; the least
+# cosine of u with the target that is reckoned with.
+_LEAST, _LITTLE = 5, 0.01
 # The share of the squared deviations that the longest tenth must have to be called draggers.
 _HEAVY = 0.5
 _KINDS = "an array, a Gram, a MeasuredProblem, the path of an .npy file, or a list of these"
@@ -67,7 +69,7 @@ class AdviceRow:
         second_moment: M over that of SGD, likewise.
         clipped: the share of micro-batches that are scaled down more than another of their step.
         step_size: η at which the run ends lowest; ηL where no smoothness was told.
-        final_grad_norm: where that ends, with its error over examples.
+        final_grad_norm: where that ends.
     """
 
     rule: str
@@ -76,7 +78,7 @@ class AdviceRow:
     second_moment: float
     clipped: float
     step_size: float
-    final_grad_norm: Interval
+    final_grad_norm: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,8 @@ class Advice:
     Attributes:
         answer: the :class:`~mbsim.verdicts.Answer`, for the smallest norm.
         steps: T.
-        rows: an :class:`AdviceRow` for every rule and b.
+        curve: the predicted final gradient norm for every b, with its interval over examples.
+        rows: an :class:`AdviceRow` for every b with the smallest norm, and with other rules.
         noise_scale: of the (first) gradients; see :func:`noise_scale`.
         snapshots: of each, in the order given: ‖g‖, the best b, and those tied with it, had it
             been the only one.
@@ -94,6 +97,7 @@ class Advice:
 
     answer: Answer
     steps: int
+    curve: dict[int, Interval]
     rows: tuple[AdviceRow, ...]
     noise_scale: Interval | Refusal
     snapshots: tuple[tuple[float, int, tuple[int, ...]], ...]
@@ -114,12 +118,6 @@ class Advice:
         return self.answer.reason
 
     @property
-    def curve(self) -> dict[int, Interval]:
-        """The predicted final gradient norm for every b, with the smallest norm."""
-        first = self.rows[0].rule
-        return {r.micro_batch_size: r.final_grad_norm for r in self.rows if r.rule == first}
-
-    @property
     def disagree(self) -> bool:
         """Whether some b is ruled out by one snapshot and the only ones left by another."""
         left = set(self.answer.tied).union(*(tied for _, _, tied in self.snapshots))
@@ -133,9 +131,8 @@ class Advice:
         return {
             "answer": self.answer.to_dict(),
             "steps": self.steps,
-            "rows": [
-                {**vars(row), "final_grad_norm": _plain(row.final_grad_norm)} for row in self.rows
-            ],
+            "curve": {str(b): _plain(level) for b, level in self.curve.items()},
+            "rows": [vars(row) for row in self.rows],
             "noise_scale": str(scale) if isinstance(scale, Refusal) else _plain(scale),
             "snapshots": [
                 {"target_norm": norm, "micro_batch_size": b, "tied": list(tied)}
@@ -145,14 +142,15 @@ class Advice:
         }
 
     def _cells(self) -> list[tuple[str, ...]]:
-        best, tied, first = self.micro_batch_size, self.tied, self.rows[0].rule
         found = []
         for row in self.rows:
-            b, level = row.micro_batch_size, row.final_grad_norm
-            mark = "" if row.rule != first else "best" if b == best else "tied" if b in tied else ""
-            numbers = (row.progress, row.second_moment, row.clipped, row.step_size, level.estimate)
-            cells = (f"{number:.3g}" for number in numbers)
-            found.append((row.rule, str(b), *cells, f"{level.low:.3g} to {level.high:.3g}", mark))
+            b, first = row.micro_batch_size, row.rule == self.rows[0].rule
+            mark = "best" if b == self.micro_batch_size else "tied" if b in self.tied else ""
+            numbers = (row.progress, row.second_moment, row.clipped, row.step_size)
+            cells = (f"{number:.3g}" for number in (*numbers, row.final_grad_norm))
+            level = self.curve[b]
+            more = (f"{level.low:.3g} to {level.high:.3g}", mark) if first else ("", "")
+            found.append((row.rule, str(b), *cells, *more))
         return found
 
     def _notes(self) -> list[str]:
@@ -186,12 +184,12 @@ class Advice:
                 ax = Figure().subplots()
             for number, rule in enumerate(dict.fromkeys(row.rule for row in self.rows)):
                 rows = [row for row in self.rows if row.rule == rule]
-                levels = [row.final_grad_norm for row in rows]
+                ends = [(level.low, level.high) for level in self.curve.values()]
                 plots.curve(
                     ax,
                     [row.micro_batch_size for row in rows],
-                    [level.estimate for level in levels],
-                    ([level.low for level in levels], [level.high for level in levels]),
+                    [row.final_grad_norm for row in rows],
+                    None if number else tuple(zip(*ends, strict=True)),
                     number=number,
                     label=rule,
                 )
@@ -214,7 +212,7 @@ def advise(
     *,
     batch_size: int = 64,
     target: Any = None,
-    steps: int = 1000,
+    steps: int = 300,
     rng: int | SeedSequence | Generator = 0,
 ) -> Advice:
     """Which micro-batch size for these gradients: the b that is predicted to end lowest.
@@ -259,20 +257,18 @@ def advise(
                 f"batch_size={batch} must be at most the number of examples, {one.examples}; give "
                 "more gradients, or take a smaller batch_size"
             )
-    laws = _Laws.of(measured, batch, seed)
-    levels = laws.levels(horizon, laws.start)
-    answer = _answer(laws, levels, horizon)
-    alone = []
-    for k, one in enumerate(measured):
-        found = levels if len(measured) == 1 else laws.only(k).levels(horizon, laws.start)
-        best, tied = found.best(len(laws.sizes))
-        alone.append((one.target_norm, laws.sizes[best], tuple(laws.sizes[i] for i in tied)))
+    every = [_Prediction.of(one, batch, horizon, seed) for one in measured]
+    bests = [(found, *found.best()) for found in every]
     return Advice(
-        answer=answer,
+        answer=_answer(every[-1], len(every), horizon),
         steps=horizon,
-        rows=tuple(laws.rows(levels)),
-        noise_scale=noise_scale(measured[0].gram),
-        snapshots=tuple(alone),
+        curve={b: every[-1].interval(i) for i, b in enumerate(every[-1].sizes)},
+        rows=tuple(every[-1].rows()),
+        noise_scale=noise_scale(measured[-1].gram),
+        snapshots=tuple(
+            (one.measured.target_norm, one.sizes[best], tuple(one.sizes[i] for i in tied))
+            for one, best, tied in bests
+        ),
     )
 
 
@@ -318,23 +314,83 @@ def _problem(gradients: Any, target: Any, seed: SeedSequence) -> MeasuredProblem
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Levels:
-    """Where runs end: for every rule and b, in the order of the rows.
+class _Prediction:
+    """Where replayed runs end, from one snapshot.
 
     Attributes:
-        step_sizes: ηL, ``[rows]``; `levels`: r_T; `resampled`: of each resampling of the examples,
-            at the same step sizes, ``[rows, replicates]``.
+        measured: the snapshot; `batch`: B; `sizes`: every b.
+        law: A, M and the share of clipped micro-batches at r = ‖g‖, ``[3, rules, sizes]``.
+        step_sizes: the best ηL, ``[rules, sizes]``; `levels`: ‖v_T‖ with it.
+        resampled: of each resampling of the examples, with the first rule and the same step sizes,
+            ``[replicates, sizes]``.
     """
 
+    measured: MeasuredProblem
+    batch: int
+    sizes: tuple[int, ...]
+    law: Array
     step_sizes: Array
     levels: Array
     resampled: Array
 
+    @classmethod
+    def of(
+        cls, measured: MeasuredProblem, batch: int, steps: int, seed: SeedSequence
+    ) -> _Prediction:
+        """Replay training, tune the step sizes, and replay it on resampled examples."""
+        sizes = tuple(divisors(batch))
+
+        def together(
+            rules: Sequence[Rule], rows: Any, along: Array, norm: float, *key: int
+        ) -> Together:
+            matrix = measured.gram.matrix[np.ix_(rows, rows)] if key else measured.gram.matrix
+            along = along[rows] * norm
+            return Together(
+                deviations=matrix - along[:, None] - along + norm**2,
+                along=along - norm**2,
+                target_norm=norm,
+                batch=batch,
+                sizes=sizes,
+                rules=tuple(rules),
+                replacement=measured.replacement,
+                seed=child(seed, "batches", *key),
+            )
+
+        norm = measured.target_norm
+        whole = together(_RULES, slice(None), measured.target_products / norm, norm)
+        law = whole.law(_BATCHES)
+        with progress(_REPLICATES + 3, "replaying training") as bar:
+            # What can descend at the start, or would if all of u were progress; then twice that.
+            largest = 4 * norm * np.maximum(law[0] / law[1], _LITTLE / np.sqrt(law[1]))
+            coarse = 0.25 ** np.arange(math.ceil(math.log(_LEAST * steps, 4)) + 1)
+            best, levels = _lowest(whole, largest[..., None] * coarse, steps)
+            bar.update(2)
+            best, levels = _lowest(whole, best[..., None] * [0.5, 2.0], steps, (best, levels))
+            bar.update(3)
+            resampled = []
+            for number, one in enumerate(measured._replicates[:_REPLICATES]):
+                drawn = together(_RULES[:1], one.rows, one.along, one.target_norm, number)
+                resampled.append(drawn.ends(best[:1, :, None], steps)[0, :, 0])
+                bar.update(number + 4)
+        return cls(
+            measured=measured,
+            batch=batch,
+            sizes=sizes,
+            law=law,
+            step_sizes=best,
+            levels=np.sqrt(levels),
+            # What has diverged is as high as where that is called so.
+            resampled=np.sqrt(np.minimum(resampled, DIVERGED * norm**2)),
+        )
+
     def interval(self, above: int, below: int | None = None, rate: float = _RATE) -> Interval:
-        """r_T of a row, or its quotient by another's, from the spread of logarithms."""
-        logs, spread = np.log(self.levels), np.log(self.resampled)
-        middle = logs[above] - (0.0 if below is None else logs[below])
-        each = spread[above] - (0.0 if below is None else spread[below])
+        """The level of a b with the first rule, or its quotient by another's, by logarithms."""
+        middle, each = np.log(self.levels[0, above]), np.log(self.resampled[:, above])
+        if below is not None:
+            middle, each = (
+                middle - np.log(self.levels[0, below]),
+                each - np.log(self.resampled[:, below]),
+            )
         error, df = float(each.std(ddof=1)), each.size - 1
         found = statistics.from_error(float(middle), error, df, false_positive_rate=rate)
         estimate, low, high = (math.exp(x) for x in (middle, found.low, found.high))
@@ -342,245 +398,101 @@ class _Levels:
             found, estimate=estimate, low=low, high=high, standard_error=estimate * error
         )
 
-    def best(self, count: int) -> tuple[int, list[int]]:
-        """Of the first `count` rows, the lowest, and all that are not told from it."""
-        best = int(self.levels[:count].argmin())
-        rate = _RATE / (count - 1)
-        quotients = [self.interval(i, best, rate) for i in range(count)]
-        tied = [i for i, q in enumerate(quotients) if q.low <= 1 or q.estimate < _TIED]
-        return best, tied
+    def best(self) -> tuple[int, tuple[int, ...]]:
+        """For the first rule, the place of the lowest b, and of all that are not told from it."""
+        count = len(self.sizes)
+        best = int(self.levels[0].argmin())
+        quotients = [self.interval(i, best, _RATE / (count - 1)) for i in range(count)]
+        tied = (i for i, q in enumerate(quotients) if q.low <= 1 or q.estimate < _TIED)
+        return best, tuple(tied)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Laws:
-    """A and M for every rule and b on a grid of r.
-
-    Attributes:
-        measured: the snapshots; `batch`: B; `sizes`: every b.
-        sources: of the first snapshot, one for each row.
-        grid: r, ``[points]``, at even distances in asinh(r/`scale`).
-        moments: A and M, ``[snapshots, rows, 2, points]``; `resampled`: of each resampling,
-            ``[snapshots, rows, replicates, 2, points]``.
-    """
-
-    measured: list[MeasuredProblem]
-    batch: int
-    sizes: list[int]
-    sources: list[MeasuredSource]
-    grid: Array
-    scale: float
-    moments: Array
-    resampled: Array
-
-    @classmethod
-    def of(cls, measured: list[MeasuredProblem], batch: int, seed: SeedSequence) -> _Laws:
-        """Ask the drifts of all snapshots."""
-        sizes = divisors(batch)
-        longest = max(one.target_norm for one in measured)
-        # Below it A and M of the whole batch change little.
-        spread = min(float(np.std(one.target_products)) / one.target_norm for one in measured)
-        scale = min(max(spread / math.sqrt(batch), 1e-4 * longest), longest)
-        end = math.asinh(_TOP * longest / scale)
-        nodes = np.linspace(0.0, end, max(6, math.ceil(end / _SPACING) + 1))
-        fine = np.linspace(0.0, end, max(32, math.ceil(end / _FINE) + 1))
-        found, first = [], []
-        with progress(len(measured) * len(sizes), "drift for every b") as bar:
-            for number, one in enumerate(measured):
-                rows: dict[tuple[int, int], tuple[MeasuredSource, Any]] = {}
-                for j, b in enumerate(sizes):
-                    source = one.drift(MicroBatchClipping(b), batch_size=batch, rng=seed).source
-                    assert isinstance(source, MeasuredSource)
-                    for i, rule in enumerate(_RULES):
-                        source = source.with_rule(rule)
-                        rows[i, j] = source, source.resampled(scale * np.sinh(nodes))
-                    bar.update(number * len(sizes) + j + 1)
-                ordered = [rows[key] for key in sorted(rows)]
-                first = first or [source for source, _ in ordered]
-                found.append([values for _, values in ordered])
-        means = np.array([[one for one, _ in rows] for rows in found])
-        others = np.array([[each for _, each in rows] for rows in found])
-        return cls(
-            measured=measured,
-            batch=batch,
-            sizes=sizes,
-            sources=first,
-            grid=scale * np.sinh(fine),
-            scale=scale,
-            moments=_interpolated(nodes, means, fine),
-            resampled=_interpolated(nodes, others, fine),
-        )
-
-    @property
-    def start(self) -> float:
-        """r₀."""
-        return self.measured[0].target_norm
-
-    def only(self, k: int) -> _Laws:
-        """The law of one snapshot."""
-        some = slice(k, k + 1)
-        return replace(
-            self,
-            measured=self.measured[some],
-            moments=self.moments[some],
-            resampled=self.resampled[some],
-        )
-
-    @property
-    def _weights(self) -> Array:
-        """How much each snapshot counts at each r of the grid, ``[snapshots, points]``."""
-        at = np.log([one.target_norm for one in self.measured])
-        order = np.argsort(at, kind="stable")
-        # Two of one length share it evenly.
-        places = at[order] + 1e-9 * np.arange(at.size)
-        r = np.log(np.maximum(self.grid, 1e-300))
-        hats = [np.interp(r, places, np.eye(at.size)[np.argmax(order == k)]) for k in range(at.size)]
-        return np.array(hats)
-
-    def rest(self, row: int) -> float:
-        """The largest r up to r₀ at which a row makes no progress: where it stops without noise."""
-        along = np.einsum("sp,sp->p", self._weights, self.moments[:, row, 0])
-        stuck = self.grid[(along <= 0) & (self.grid <= self.start)]
-        return float(stuck.max(initial=0.0))
-
-    def levels(self, steps: int, start: float) -> _Levels:
-        """Where every row ends, at its best step size; and its resamplings at the same."""
-        weights = self._weights
-        moments = np.einsum("sp,srmp->rmp", weights, self.moments)
-        resampled = np.einsum("sp,srkmp->rkmp", weights, self.resampled)
-        progress_, second = moments[:, None, 0], moments[:, None, 1]
-        within = (self.grid > 0) & (self.grid <= start)
-        quotient = 2 * self.grid * moments[:, 0] / np.maximum(moments[:, 1], 1e-300)
-        largest = np.maximum(quotient[:, within].max(axis=1), 1e-12)
-        halves = np.arange(math.ceil(math.log2(_LEAST * steps)) + 1)
-        tried = largest[:, None] * 0.5**halves
-        rows = np.arange(len(tried))
-        for quarters in (None, np.arange(-3, 4) / 4):
-            if quarters is not None:
-                tried = best[:, None] * 2.0**quarters
-            ends = self._ends(progress_, second, tried, steps, start)
-            chosen = ends.argmin(axis=1)
-            best, levels = tried[rows, chosen], ends[rows, chosen]
-        others = self._ends(
-            resampled[:, :, 0], resampled[:, :, 1], best[:, None], steps, start
-        )
-        return _Levels(step_sizes=best, levels=levels, resampled=others)
-
-    def _ends(self, along: Array, second: Array, e: Array, steps: int, start: float) -> Array:
-        """r_T for A and M ``[rows, columns or 1, points]`` and e ``[rows, columns or 1]``."""
-        r, last = self.grid, self.grid.size - 1
-        per = last / math.asinh(r[-1] / self.scale)
-
-        def place(squared: Array) -> Array:
-            norm = np.sqrt(np.maximum(squared, 0.0))
-            return np.minimum(np.arcsinh(norm / self.scale) * per, last)
-
-        e = e[..., None]
-        one = place(np.square(r) - 2 * e * r * along + np.square(e) * second)
-        at = np.full((*one.shape[:-1], 1), math.asinh(start / self.scale) * per)
-        while steps:
-            if steps & 1:
-                at = _between(one, at)
-            steps >>= 1
-            if steps:
-                one = _between(one, one)
-        ends: Array = np.maximum(self.scale * np.sinh(at[..., 0] / per), 1e-9 * start)
-        return ends
-
-    def rows(self, levels: _Levels) -> list[AdviceRow]:
+    def rows(self) -> Iterator[AdviceRow]:
         """What is said of every rule and b."""
-        now = np.array([np.interp(self.start, self.grid, m) for m in self._flat()])
-        now = now.reshape(-1, 2)
-        sgd = now[len(self.sizes) - 1]
-        found = []
-        for i, source in enumerate(self.sources):
-            factors = source.factors(self.start)
-            clipped = (factors < factors.max(axis=1, keepdims=True)).mean()
-            found.append(
-                AdviceRow(
-                    rule=str(source.rule).removesuffix("()"),
-                    micro_batch_size=source.b,
-                    progress=float(now[i, 0] / sgd[0]) if sgd[0] else math.inf,
-                    second_moment=float(now[i, 1] / sgd[1]) if sgd[1] else math.inf,
-                    clipped=float(clipped),
-                    step_size=float(levels.step_sizes[i]) / self.measured[0].smoothness,
-                    final_grad_norm=levels.interval(i),
+        sgd = self.law[:, 0, -1]
+        for k, rule in enumerate(_RULES):
+            for i, b in enumerate(self.sizes):
+                progress, second, clipped = self.law[:, k, i].tolist()
+                yield AdviceRow(
+                    rule=str(rule).removesuffix("()"),
+                    micro_batch_size=b,
+                    progress=float(progress / sgd[0]) if sgd[0] else math.inf,
+                    second_moment=float(second / sgd[1]) if sgd[1] else math.inf,
+                    clipped=clipped,
+                    step_size=float(self.step_sizes[k, i]) / self.measured.smoothness,
+                    final_grad_norm=float(self.levels[k, i]),
                 )
-            )
-        return found
-
-    def _flat(self) -> Array:
-        return self.moments[0].reshape(-1, self.grid.size)
 
 
-def _interpolated(nodes: Array, moments: Array, places: Array) -> Array:
-    """A and M, the last axis but one, between nodes; M is A² at least."""
-    found: Array = interpolate.CubicSpline(nodes, moments, axis=-1)(places)
-    found[..., 1, :] = np.maximum(found[..., 1, :], np.square(found[..., 0, :]))
-    return found
-
-
-def _between(values: Array, at: Array) -> Array:
-    """Values ``[..., points]`` at places ``[..., n]`` between 0 and points − 1, linearly."""
-    low = np.minimum(at.astype(np.int64), values.shape[-1] - 2)
-    share = at - low
-    below = np.take_along_axis(values, low, axis=-1)
-    above = np.take_along_axis(values, low + 1, axis=-1)
-    found: Array = below + share * (above - below)
-    return found
+def _lowest(
+    whole: Together, tried: Array, steps: int, known: tuple[Array, Array] | None = None
+) -> tuple[Array, Array]:
+    """For every rule and b the step size that ends lowest, and how low."""
+    ends = whole.ends(tried, steps)
+    if known is not None:
+        tried, ends = (
+            np.concatenate([a, b[..., None]], axis=2)
+            for a, b in zip((tried, ends), known, strict=True)
+        )
+    chosen = ends.argmin(axis=2)[..., None]
+    return tuple(np.take_along_axis(a, chosen, axis=2)[..., 0] for a in (tried, ends))
 
 
 # ---------------------------------------------------------------------------- the answer
 
 
-def _answer(laws: _Laws, levels: _Levels, steps: int) -> Answer:
+def _answer(found: _Prediction, snapshots: int, steps: int) -> Answer:
     """The answer for the smallest norm."""
-    sizes, smoothness = laws.sizes, laws.measured[0].smoothness
-    best, tied = levels.best(len(sizes))
+    sizes, smoothness = found.sizes, found.measured.smoothness
+    best, tied = found.best()
     sgd = len(sizes) - 1
-    gain = statistics.exactly(1.0) if best == sgd else levels.interval(sgd, best)
+    gain = statistics.exactly(1.0) if best == sgd else found.interval(sgd, best)
     return Answer(
         question=f"Which b ends at the lowest gradient norm after {steps} steps, each at its own "
         "best step size, on these gradients?",
-        batch_size=laws.batch,
+        batch_size=found.batch,
         micro_batch_size=sizes[best],
         tied=tuple(sizes[i] for i in tied),
         gain=gain,
-        step_size=float(levels.step_sizes[best]) / smoothness,
-        sgd_step_size=float(levels.step_sizes[sgd]) / smoothness,
-        reason=_reason(laws, levels, best, tied, gain),
-        rests_on=_rests_on(laws.measured),
+        step_size=float(found.step_sizes[0, best]) / smoothness,
+        sgd_step_size=float(found.step_sizes[0, sgd]) / smoothness,
+        reason=_reason(found, best, tied, gain),
+        rests_on=_rests_on(found.measured, snapshots),
     )
 
 
-def _reason(laws: _Laws, levels: _Levels, best: int, tied: list[int], gain: Interval) -> str:
+def _reason(found: _Prediction, best: int, tied: tuple[int, ...], gain: Interval) -> str:
     """Why, in words."""
-    sizes, sgd, examples = laws.sizes, len(laws.sizes) - 1, laws.measured[0].examples
-    if levels.levels[best] > 0.99 * laws.start:
-        return "no b goes down: a step along these gradients makes no progress along the target"
+    sizes, sgd, examples = found.sizes, len(found.sizes) - 1, found.measured.examples
+    own = found.measured.target == MEAN
+    why = "the target is the mean of these gradients, for which SGD is unbiased; " if own else ""
+    if found.levels[0, best] > _STUCK * found.measured.target_norm:
+        return f"{why}no b goes down: steps along these gradients leave the target as long as it is"
     if best == sgd:
-        next_b = int(levels.levels[:sgd].argmin())
-        rise = levels.interval(next_b, sgd)
-        own = laws.measured[0].target == MEAN
-        why = "the target is the mean of these gradients, for which SGD is unbiased; " if own else ""
-        return f"{why}clipping does not help: b = {sizes[next_b]} ends {rise} times as high as SGD"
+        other = int(found.levels[0, :sgd].argmin())
+        rise = found.interval(other, sgd)
+        return f"{why}clipping does not help: b = {sizes[other]} ends {rise} times as high as SGD"
     if sgd in tied:
         return (
-            f"the data cannot tell: by {examples} examples SGD ends between {gain.low:.3g} and "
+            f"{why}the data cannot tell: by {examples} examples SGD ends between {gain.low:.3g} and "
             f"{gain.high:.3g} times as high as b = {sizes[best]}"
         )
-    return _cause(laws, levels, best)
+    return why + _cause(found, best)
 
 
-def _cause(laws: _Laws, levels: _Levels, best: int) -> str:
+def _cause(found: _Prediction, best: int) -> str:
     """What it is that clipping takes away."""
-    b, sgd = laws.sizes[best], len(laws.sizes) - 1
-    rest, rest_sgd = (laws.rest(i) for i in (best, sgd))
-    if rest_sgd > levels.levels[sgd] / 2:
+    b, measured = found.sizes[best], found.measured
+    matrix, along = measured.gram.matrix, measured.target_products
+    # Where SGD stops without noise: as far from the target as the mean of the examples.
+    rest = math.sqrt(max(float(matrix.mean() - 2 * along.mean()) + measured.target_norm**2, 0.0))
+    if rest > found.levels[0, -1] / 2:
+        pull = float(along.mean()) / measured.target_norm**2 - 1
+        how = f", {-pull:.0%} of it against the target" if pull < 0 else ""
         return (
-            "tilted draggers: the examples pull against the target, and even without noise SGD "
-            f"stops at {rest_sgd:.3g}, b = {b} at {rest:.3g}"
+            f"draggers that lean one way: the mean of the examples is {rest:.3g} off the target"
+            f"{how}, and SGD cannot stop closer, however small its steps; b = {b} is pulled less"
         )
-    heavy = _heavy(laws.measured[0])
+    heavy = _heavy(measured)
     if heavy > _HEAVY:
         return (
             f"draggers: a tenth of the examples have {heavy:.0%} of the squared deviations, and "
@@ -596,17 +508,14 @@ def _heavy(measured: MeasuredProblem) -> float:
     return float(squares[-math.ceil(squares.size / 10) :].sum() / squares.sum())
 
 
-def _rests_on(measured: list[MeasuredProblem]) -> str:
-    examples = "/".join(dict.fromkeys(str(one.examples) for one in measured))
-    snapshots = "one snapshot" if len(measured) == 1 else f"{len(measured)} snapshots"
-    lengths = ", ".join(f"{one.target_norm:.3g}" for one in measured)
-    names = "/".join(dict.fromkeys(one.target for one in measured))
-    off = max(one.gram.relative_error for one in measured)
+def _rests_on(measured: MeasuredProblem, snapshots: int) -> str:
+    off = measured.gram.relative_error
     projected = f"; projected gradients, norms to {off:.2g}" if off else ""
+    which = f", the last of {snapshots} snapshots" if snapshots > 1 else ", one snapshot"
     return (
-        f"{examples} examples, {snapshots}, target {names} of length {lengths}{projected}; "
-        "deviations stay as measured, one curvature; ties at a false-positive rate of "
-        f"{_RATE:g}, errors over examples"
+        f"{measured.examples} examples{which}, target {measured.target} of length "
+        f"{measured.target_norm:.3g}{projected}; training replayed with deviations as measured and "
+        f"one curvature; ties at a false-positive rate of {_RATE:g}, errors over examples"
     )
 
 
@@ -660,7 +569,9 @@ def noise_scale(gram: Gram, *, false_positive_rate: float = 0.01) -> Interval | 
     error = math.sqrt((n - 1) / n * float(np.square(each - each.mean()).sum()))
     one = statistics.from_error(found, error, n - 1, false_positive_rate=false_positive_rate)
     high = 1 / one.low if one.low > 0 else math.inf
-    return replace(one, estimate=1 / found, low=1 / one.high, high=high, standard_error=error / found**2)
+    return replace(
+        one, estimate=1 / found, low=1 / one.high, high=high, standard_error=error / found**2
+    )
 
 
 def _plain(interval: Interval) -> dict[str, Any]:

@@ -15,7 +15,6 @@ Source: the theory page, section 11.
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -249,12 +248,6 @@ class MeasuredProblem:
         along = self.target_products[None] / self.target_norm
         return _pools(self.gram.matrix, uniform, along, replacement=self.replacement)[0]
 
-    @property
-    def _whole(self) -> _Replicate:
-        """The examples as they are, each once."""
-        along = self.target_products / self.target_norm
-        return _Replicate(np.arange(self.examples), along, self.target_norm, self._pool)
-
     @cached_property
     def _replicates(self) -> list[_Replicate]:
         """Examples resampled, each time with the target of their own."""
@@ -341,17 +334,12 @@ class _Steps:
         """⟨u, ĝ⟩ and ‖u‖² of every step, ``[2, steps]``."""
         shift = grad_norm - self.target_norm
         along = self.along + shift[:, None]
-        factors = self.factors(grad_norm, rule) / along.shape[1]
+        squares = self.squares + shift[:, None] * (self.along + along)
+        factors = rule.factors(np.sqrt(np.maximum(squares, 0.0))) / along.shape[1]
         progress = (factors * along).sum(axis=1)
         total, own = factors.sum(axis=1), (factors * self.along).sum(axis=1)
         second = self._squared(factors) + shift * total * (2 * own + shift * total)
         return np.stack([progress, np.maximum(second, 0.0)])
-
-    def factors(self, grad_norm: float, rule: Rule) -> Array:
-        """s_j of every step, ``[steps, m]``."""
-        shift = (grad_norm - self.target_norm)[:, None]
-        squares = self.squares + shift * (2 * self.along + shift)
-        return rule.factors(np.sqrt(np.maximum(squares, 0.0)))
 
     def _squared(self, factors: Array) -> Array:
         """‖Σ_j φ_j ḡ_j‖² of every step."""
@@ -459,47 +447,20 @@ class MeasuredSource:
             values=values, distance=distance, slope=0.0, constant=max(spread - distance**2, 0.0)
         )
 
-    def with_rule(self, rule: Rule) -> MeasuredSource:
-        """The same steps with another rule."""
-        found = copy.copy(self)
-        found.rule, found.unclipped = rule, rank_of(rule, self.m) == self.m - 1
-        return found
-
-    def resampled(self, grad_norm: Array) -> tuple[Array, Array]:
-        """A and M at gradient norms, ``[2, points]``; and so for each resampling of the examples.
-
-        The first are quick values. The others, ``[replicates, 2, points]``, are those of one epoch
-        each, and methods of the same batch size have the same resamplings, so that they can be
-        compared one by one.
-        """
-        norms = grad_norm.tolist()
-        with one_blas_thread():
-            if self.unclipped:
-                means = [self._closed(self.measured._whole, r) for r in norms]
-            else:
-                means = [regressed(self._rows(0, r))[0] for r in norms]
-            others = [self._of_replicates(r) for r in norms]
-        return np.stack(means, axis=-1), np.stack(others, axis=-1)
-
-    def factors(self, grad_norm: float) -> Array:
-        """The factors of every micro-batch of some steps at this gradient norm, ``[steps, m]``."""
-        return self._block(0).factors(grad_norm, self.rule)
-
-    def _of_replicates(self, r: float) -> Array:
-        """A and M of each resampling of the examples, ``[replicates, 2]``."""
-        if self.unclipped:
-            return np.array([self._closed(one, r) for one in self.measured._replicates])
-        moments = self._resampled.moments(r, self.rule)
-        found: Array = moments.reshape(2, _REPLICATES, -1).mean(axis=2).T
-        return found
-
     def _one(self, r: float, aim: float | None) -> tuple[Array, Array, Array, float]:
         """A and M; the covariances over partitions and over examples; df of the former."""
+        measured = self.measured
+        if self.unclipped:
+            every = [
+                _Replicate(np.zeros(0, np.int64), np.zeros(0), measured.target_norm, measured._pool)
+            ]
+            every += measured._replicates
+            moments = np.array([self._closed(one, r) for one in every])
+            none = np.zeros((2, 2))
+            return moments[0], none, np.cov(moments[1:].T), math.inf
         with one_blas_thread():
-            examples = np.cov(self._of_replicates(r).T)
-            if self.unclipped:
-                means = np.array(self._closed(self.measured._whole, r))
-                return means, np.zeros((2, 2)), examples, math.inf
+            means = self._resampled.moments(r, self.rule).reshape(2, _REPLICATES, -1).mean(axis=2)
+            examples = np.cov(means)
             rows = np.zeros((0, 4))
             for number in range(1 if aim is None else self._most):
                 rows = np.concatenate([rows, self._rows(number, r)])
@@ -519,7 +480,9 @@ class MeasuredSource:
 
     def _rows(self, number: int, r: float) -> Array:
         """Means over epochs of ⟨u, ĝ⟩, ‖u‖² and two numbers whose expectations are 0."""
-        block, pool = self._block(number), self.measured._pool
+        while len(self._blocks) <= number:
+            self._blocks.append(self._partitions(len(self._blocks)))
+        block, pool = self._blocks[number], self.measured._pool
         controls = np.stack([block.along.mean(axis=1), block.squares.mean(axis=1)])
         known = np.array([[pool.along], [pool.squared(self.b)]])
         parts = np.concatenate([block.moments(r, self.rule), controls - known])
@@ -528,11 +491,6 @@ class MeasuredSource:
         size = np.array([[math.sqrt(pool.square), pool.square]])
         rows[:, 2:][np.abs(rows[:, 2:]) < 1e-12 * size] = 0.0
         return rows
-
-    def _block(self, number: int) -> _Steps:
-        while len(self._blocks) <= number:
-            self._blocks.append(self._partitions(len(self._blocks)))
-        return self._blocks[number]
 
     def _partitions(self, number: int) -> _Steps:
         """A block of epochs, each from a stream of its own."""
