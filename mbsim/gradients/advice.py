@@ -1,16 +1,15 @@
 r"""Which micro-batch size for these gradients: predicted, with errors and the reason.
 
-The law of a step on measured gradients (:mod:`mbsim.gradients.measured`) says how far a run comes:
+Training is replayed in the Gram matrix (:mod:`mbsim.gradients.replay`) from w = w₀, where the
+gradient is the target, for T steps: every rule, b and step size on the same batches, so that they
+differ in nothing else and one product of matrices serves all. Of each b the step size that ends
+lowest counts, so the curvature L is not needed: it is e = ηL that is tried.
 
-.. math:: r^2 \leftarrow r^2 - 2 e r A(r) + e^2 M(r), \qquad e = \eta L ,
+The errors are those over examples: training is replayed on resampled examples too, the same for all
+b, and two b are compared on each. Not in them is that the replay is a model: deviations from the
+target stay as they were measured, and all directions have one curvature.
 
-from r = ‖g‖ of the first snapshot, T times, for the step size e that ends lowest. Every b has an e
-of its own, so L is not needed. The map of r is written down on a grid and composed with itself, so
-that the price grows with log T. With several snapshots A and M at r are those of the two that were
-measured nearest to it, weighted by log r.
-
-The errors are those over examples: the 32 resamplings of the examples are the same for all b, so
-that two b are compared on each. Source: the theory page, section 11.
+Source: the theory page, section 11.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from mbsim._shared.seeds import child, seed_sequence
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
 from mbsim.errors import InvalidArgument, check_integer, divisors, shown
 from mbsim.gradients.gram import Gram
-from mbsim.gradients.measured import MEAN, MeasuredProblem
+from mbsim.gradients.measured import GEOMETRIC_MEDIAN, MEAN, MeasuredProblem
 from mbsim.gradients.replay import Together
 from mbsim.simulation.run import DIVERGED
 from mbsim.statistics import Interval
@@ -40,7 +39,10 @@ from mbsim.verdicts import Answer, Refusal
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Advice", "AdviceRow", "advise", "noise_scale"]
+__all__ = ["TARGETS", "Advice", "AdviceRow", "advise", "noise_scale"]
+
+# Targets that have a name.
+TARGETS = (GEOMETRIC_MEDIAN, MEAN)
 
 Array = NDArray[np.float64]
 
@@ -65,7 +67,7 @@ class AdviceRow:
 
     Attributes:
         rule: the rule; `micro_batch_size`: b.
-        progress: A over that of SGD, where the (first) gradients were measured; 1 for SGD.
+        progress: A over that of SGD, where the gradients were measured; 1 for SGD.
         second_moment: M over that of SGD, likewise.
         clipped: the share of micro-batches that are scaled down more than another of their step.
         step_size: η at which the run ends lowest; ηL where no smoothness was told.
@@ -90,9 +92,9 @@ class Advice:
         steps: T.
         curve: the predicted final gradient norm for every b, with its interval over examples.
         rows: an :class:`AdviceRow` for every b with the smallest norm, and with other rules.
-        noise_scale: of the (first) gradients; see :func:`noise_scale`.
-        snapshots: of each, in the order given: ‖g‖, the best b, and those tied with it, had it
-            been the only one.
+        noise_scale: of the (last) gradients; see :func:`noise_scale`.
+        snapshots: of each, in the order given: ‖g‖, and the best b and those tied with it by it
+            alone.
     """
 
     answer: Answer
@@ -163,7 +165,7 @@ class Advice:
         return notes
 
     def __str__(self) -> str:
-        head = _HEAD[:-1] + ("",)
+        head = (*_HEAD[:-1], "")
         rows = tables.as_text([head, *self._cells()], align="<>>>>>>>")
         return "\n".join([str(self.answer), *(f"  {row}" for row in [*self._notes(), *rows])])
 
@@ -184,12 +186,13 @@ class Advice:
                 ax = Figure().subplots()
             for number, rule in enumerate(dict.fromkeys(row.rule for row in self.rows)):
                 rows = [row for row in self.rows if row.rule == rule]
-                ends = [(level.low, level.high) for level in self.curve.values()]
+                levels = self.curve.values()
+                ends = [level.low for level in levels], [level.high for level in levels]
                 plots.curve(
                     ax,
                     [row.micro_batch_size for row in rows],
                     [row.final_grad_norm for row in rows],
-                    None if number else tuple(zip(*ends, strict=True)),
+                    None if number else ends,
                     number=number,
                     label=rule,
                 )
@@ -217,19 +220,20 @@ def advise(
 ) -> Advice:
     """Which micro-batch size for these gradients: the b that is predicted to end lowest.
 
-    Every divisor b of the batch size runs at the constant step size that is best for it, on the
-    drift of the measured gradients. What ends low is the norm of the gradient of what the target
-    stands for.
+    Training is replayed for every divisor b of the batch size, at the constant step size that is
+    best for it. What ends low is the norm of the gradient of what the target stands for. Gradients
+    from late in training tell most: what wrong labels do shows late.
 
     Args:
         gradients: per-example gradients: what :class:`~mbsim.Gram` takes (an array ``[N, d]``, the
             path of an ``.npy`` file), a Gram, or a :class:`~mbsim.MeasuredProblem`; or a list of
-            such snapshots along training, from its start.
+            such snapshots along training. The last one is advised on; the others say whether they
+            disagree.
         batch_size: B, at least 2 and at most N.
         target: as for :class:`~mbsim.MeasuredProblem`: best the mean gradient of held-out examples;
             unless told the geometric median of the means of eights. With "mean" the advice is SGD
             by construction. For a list of snapshots a list of arrays, one for each.
-        steps: T, of the training that is asked about.
+        steps: T, of the training that is asked about; the price is in proportion to it.
         rng: the seed of partitions and resampled examples.
 
     Returns:
@@ -241,8 +245,8 @@ def advise(
             fewer examples than a batch.
 
     >>> rng = np.random.default_rng(0)
-    >>> gradients = 0.2 + rng.standard_normal((400, 16))            # a mean of length 0.8, and noise
-    >>> gradients[::10] = -1.5 + 4 * rng.standard_normal((40, 16))  # one in ten pulls the other way
+    >>> gradients = 0.2 + rng.standard_normal((400, 16))           # of length 0.8, and noise
+    >>> gradients[::10] = -1.5 + 4 * rng.standard_normal((40, 16))  # one in ten pulls away
     >>> advice = advise(gradients, batch_size=16, target=np.full(16, 0.2), steps=300)
     >>> advice.answer.clips, advice.micro_batch_size < 16
     (True, True)
@@ -288,7 +292,7 @@ def _snapshots(gradients: Any, target: Any, seed: SeedSequence) -> list[Measured
             f"target has {len(targets)} arrays and must have one for each of {len(gradients)} "
             "snapshots"
         )
-    if target is not None and not isinstance(target, (list, tuple, str)):
+    if target is not None and targets is not target and not isinstance(target, str):
         raise InvalidArgument("target must be a list, with an array for each snapshot")
     return [_problem(one, goal, seed) for one, goal in zip(gradients, targets, strict=True)]
 
@@ -434,7 +438,8 @@ def _lowest(
             for a, b in zip((tried, ends), known, strict=True)
         )
     chosen = ends.argmin(axis=2)[..., None]
-    return tuple(np.take_along_axis(a, chosen, axis=2)[..., 0] for a in (tried, ends))
+    best, levels = (np.take_along_axis(a, chosen, axis=2)[..., 0] for a in (tried, ends))
+    return best, levels
 
 
 # ---------------------------------------------------------------------------- the answer
@@ -445,7 +450,7 @@ def _answer(found: _Prediction, snapshots: int, steps: int) -> Answer:
     sizes, smoothness = found.sizes, found.measured.smoothness
     best, tied = found.best()
     sgd = len(sizes) - 1
-    gain = statistics.exactly(1.0) if best == sgd else found.interval(sgd, best)
+    gain = statistics.exactly(1.0) if best == sgd else found.interval(sgd, best, _RATE / sgd)
     return Answer(
         question=f"Which b ends at the lowest gradient norm after {steps} steps, each at its own "
         "best step size, on these gradients?",
@@ -473,8 +478,8 @@ def _reason(found: _Prediction, best: int, tied: tuple[int, ...], gain: Interval
         return f"{why}clipping does not help: b = {sizes[other]} ends {rise} times as high as SGD"
     if sgd in tied:
         return (
-            f"{why}the data cannot tell: by {examples} examples SGD ends between {gain.low:.3g} and "
-            f"{gain.high:.3g} times as high as b = {sizes[best]}"
+            f"{why}the data cannot tell: by {examples} examples SGD ends between {gain.low:.3g} "
+            f"and {gain.high:.3g} times as high as b = {sizes[best]}"
         )
     return why + _cause(found, best)
 
@@ -486,11 +491,11 @@ def _cause(found: _Prediction, best: int) -> str:
     # Where SGD stops without noise: as far from the target as the mean of the examples.
     rest = math.sqrt(max(float(matrix.mean() - 2 * along.mean()) + measured.target_norm**2, 0.0))
     if rest > found.levels[0, -1] / 2:
-        pull = float(along.mean()) / measured.target_norm**2 - 1
-        how = f", {-pull:.0%} of it against the target" if pull < 0 else ""
+        share = float(along.mean()) / measured.target_norm**2
         return (
-            f"draggers that lean one way: the mean of the examples is {rest:.3g} off the target"
-            f"{how}, and SGD cannot stop closer, however small its steps; b = {b} is pulled less"
+            f"draggers that lean one way: the mean of the examples is {rest:.3g} off the target, "
+            f"with {share:.0%} of its length along it, and SGD stops no closer, however small its "
+            f"steps; b = {b} is pulled less"
         )
     heavy = _heavy(measured)
     if heavy > _HEAVY:
@@ -541,7 +546,7 @@ def noise_scale(gram: Gram, *, false_positive_rate: float = 0.01) -> Interval | 
 
     >>> gradients = 1 + np.random.default_rng(0).standard_normal((400, 10))
     >>> print(noise_scale(Gram(gradients)))                 # 10/10
-    0.9897 [0.8842, 1.124]
+    1.025 [0.9299, 1.143]
     """
     n, matrix = gram.examples, gram.matrix
     of = "noise scale"

@@ -193,7 +193,8 @@ class DraggerCheck:
     @property
     def _title(self) -> str:
         how = "told by their lengths" if self.guessed else "by the mask"
-        return f"{self.draggers} draggers among {self.examples} examples ({how}): p = {self.probability}"
+        which = f"{self.draggers} draggers among {self.examples} examples ({how})"
+        return f"{which}: p = {self.probability}"
 
     def __str__(self) -> str:
         rows = [("", "measured", "null", ""), *self._rows()]
@@ -267,9 +268,9 @@ def check_assumptions(
         resampled, others = [], []
         for number in range(_REPLICATES):
             rng_ = stream(seed, "examples", number)
-            drawn = [part[rng_.integers(len(part), size=len(part))] for part in (benign, draggers)]
-            resampled.append(_numbers(*drawn, spans))
-            others.append([_micro_batch_ratio(*drawn, b, rng_) for b in sizes])
+            some, few = (x[rng_.integers(len(x), size=len(x))] for x in (benign, draggers))
+            resampled.append(_numbers(some, few, spans))
+            others.append([_micro_batch_ratio(some, few, b, rng_) for b in sizes])
             bar.update(number + 1)
         nulls = _nulls(vectors, mask, spans, seed)
 
