@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from mbsim.drifts.drift import drift as drift
     from mbsim.errors import InvalidArgument as InvalidArgument
     from mbsim.extra import hypothesis as strategies  # noqa: F401
+    from mbsim.gradients.advice import advise as advise
+    from mbsim.gradients.assumptions import check_assumptions as check_assumptions
     from mbsim.gradients.gram import Gram as Gram
     from mbsim.gradients.measured import MeasuredProblem as MeasuredProblem
     from mbsim.gradients.race import race as race
@@ -59,7 +61,9 @@ _HOMES = {
     "SGD": "mbsim.methods",
     "Verdict": "mbsim.verdicts",
     "__version__": "mbsim._shared.version",
+    "advise": "mbsim.gradients.advice",
     "check": "mbsim.checking.check",
+    "check_assumptions": "mbsim.gradients.assumptions",
     "check_bound": "mbsim.checking.formulas",
     "compare": "mbsim.choosing.compare",
     "draw_updates": "mbsim.simulation.run",

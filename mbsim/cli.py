@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mbsim._shared.files import replacing
 from mbsim._shared.records import to_json
 from mbsim._shared.version import __version__
 from mbsim.errors import InvalidArgument, check_integer
@@ -172,6 +174,49 @@ def sweet_spot(
     if not json:
         print(f"{problem}\n")
     print(to_json(best.to_dict()) if json else best, end="" if json else "\n")
+
+
+@app.command()
+def advise(
+    gradients: Annotated[
+        list[Path], typer.Argument(help="An .npy file [examples, coordinates]; or some in time.")
+    ],
+    batch_size: Annotated[int, typer.Option(help="Examples in a mini-batch, B.")] = 64,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help='An .npy file, one for each; or "geometric-median" or "mean".'),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="How many of training, T.")] = 300,
+    plot: Annotated[Path | None, typer.Option(help="A .png, .svg or .pdf to draw to.")] = None,
+    seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the advice as JSON.")] = False,
+) -> None:
+    """Which micro-batch size for your own per-example gradients, and why."""
+    from mbsim.gradients import advice as advising
+
+    form = "" if plot is None else plot.suffix.lower().lstrip(".")
+    if plot is not None and form not in ("png", "svg", "pdf"):
+        raise InvalidArgument(f"plot={str(plot)!r} must end in .png, .svg or .pdf")
+    goals = [text if text in advising.TARGETS else Path(text) for text in target or []]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        advice = advising.advise(
+            gradients if len(gradients) > 1 else gradients[0],
+            batch_size=batch_size,
+            target=None if not goals else goals if len(goals) > 1 else goals[0],
+            steps=steps,
+            rng=seed,
+        )
+    for text in dict.fromkeys(str(one.message) for one in said):
+        print(f"mbsim: {text}", file=sys.stderr)
+    if plot is not None:
+        from mbsim import plots
+
+        figure = advice.plot().get_figure(root=True)
+        assert figure is not None
+        with plots.style(), replacing(plot, "plot") as file:
+            figure.savefig(file, format=form)
+    print(to_json(advice.to_dict()) if json else advice, end="" if json else "\n")
 
 
 def _noise(name: str, sigma: float, rare: float, df: float) -> NoiseLaw:

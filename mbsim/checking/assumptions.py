@@ -20,12 +20,10 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
 from mbsim import statistics
-from mbsim._shared.arrays import ratio
 from mbsim._shared.seeds import stream
-from mbsim._shared.values import value
 from mbsim.clipping import rank_of
 from mbsim.errors import InvalidArgument, check_number, shown
-from mbsim.problems.lengths import norms_of
+from mbsim.gradients.assumptions import Parts, parts_of
 from mbsim.problems.noise import NoiseLaw, facts_of
 from mbsim.problems.problem import Problem
 from mbsim.problems.vectors import VectorDraws
@@ -91,77 +89,6 @@ def measure_assumptions(
         *_noise(problem, b, parts, rate, stream(seed, "means")),
         *_draggers(problem, parts, rate),
     )
-
-
-@value
-class Parts:
-    """What A3 and A4 speak of, measured on examples; see :func:`parts_of`.
-
-    Attributes:
-        target_norm: the length of the target.
-        is_dragger: 1 for a dragger and 0 for a benign example, ``[steps · B]``.
-        noise_along: of every benign example less the target, the component along the target.
-        noise_length: its length.
-        noise_cosine: the largest |cosine| of it and a dragger, of 200 of each.
-        dragger_cosine: |cosine| of every dragger and the target.
-        dragger_length: its length across the target.
-        pair_cosine: of every step with two draggers or more, the mean cosine, across the target, of
-            the first and another.
-    """
-
-    target_norm: float
-    is_dragger: Array
-    noise_along: Array
-    noise_length: Array
-    noise_cosine: float
-    dragger_cosine: Array
-    dragger_length: Array
-    pair_cosine: Array
-
-
-def parts_of(examples: Array, is_dragger: NDArray[np.bool_], target: Array) -> Parts:
-    """Split examples into noise and draggers and measure both, against a target gradient.
-
-    Args:
-        examples: gradients, ``[steps, B, d]``.
-        is_dragger: which of them are draggers, ``[steps, B]``.
-        target: the gradient that benign examples have on average, ``[d]``.
-
-    >>> examples = np.array([[[1.5, 0.0, 0.0], [0.5, 0.0, 0.0], [0.0, 3.0, 4.0]]])
-    >>> found = parts_of(examples, np.array([[False, False, True]]), np.array([1.0, 0.0, 0.0]))
-    >>> found.noise_along, found.dragger_length
-    (array([ 0.5, -0.5]), array([5.]))
-    """
-    norm = float(norms_of(target[None])[0])
-    direction = target / norm if norm else np.eye(target.size)[0]
-    noise, draggers = examples[~is_dragger] - target, examples[is_dragger]
-    along = np.einsum("ij,j->i", draggers, direction)
-    across = draggers - np.multiply.outer(along, direction)
-    lengths = norms_of(across)
-    some = [ratio(x[:200], norms_of(x[:200])[:, None]) for x in (draggers, noise)]
-    return Parts(
-        target_norm=norm,
-        is_dragger=is_dragger.ravel().astype(float),
-        noise_along=np.einsum("ij,j->i", noise, direction),
-        noise_length=norms_of(noise),
-        noise_cosine=float(np.abs(np.einsum("ik,jk->ij", *some)).max(initial=0.0)),
-        dragger_cosine=ratio(np.abs(along), norms_of(draggers)),
-        dragger_length=lengths,
-        pair_cosine=_pair_cosines(ratio(across, lengths[:, None]), is_dragger),
-    )
-
-
-def _pair_cosines(unit: Array, is_dragger: NDArray[np.bool_]) -> Array:
-    """For each step with two draggers or more, the mean cosine of the first with the others."""
-    counts = is_dragger.sum(axis=1)
-    firsts = np.cumsum(counts) - counts  # where the draggers of each step begin
-    counts, firsts = counts[counts > 0], firsts[counts > 0]
-    if not counts.size:
-        return np.zeros(0)
-    cosines = np.einsum("ij,ij->i", unit, np.repeat(unit[firsts], counts, axis=0))
-    others = np.add.reduceat(cosines, firsts) - cosines[firsts]
-    found: Array = others[counts > 1] / (counts[counts > 1] - 1)
-    return found
 
 
 def problem_of(run: Any) -> Problem:

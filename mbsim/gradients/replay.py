@@ -22,8 +22,10 @@ Source: the theory page, section 11.
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,12 +37,13 @@ from mbsim._shared.arrays import one_blas_thread
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim._shared.version import __version__
+from mbsim.clipping import Rule
 from mbsim.errors import check_integer, check_number
 from mbsim.gradients.measured import MeasuredProblem
 from mbsim.methods import Method
 from mbsim.simulation.run import DIVERGED, Run
 
-__all__ = ["replay"]
+__all__ = ["Together", "replay"]
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -213,3 +216,114 @@ class _Lane:
             order = self.rng.permuted(np.tile(np.arange(n), (_LANE, 1)), axis=1)
             for start in range(0, n - size + 1, size):
                 yield order[:, start : start + size].reshape(self.shape)
+
+
+# ---------------------------------------------------------------------------- many at once
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Together:
+    """Several rules and all micro-batch sizes on the same batches of the same examples.
+
+    One product of matrices serves all of them: per step lanes × B × N multiplications.
+
+    Attributes:
+        deviations: ⟨d_i, d_l⟩, ``[N, N]``; `along`: ⟨g, d_i⟩, ``[N]``; `target_norm`: ‖g‖.
+        batch: B; `sizes`: every b; `rules`: the rules.
+        replacement: whether the examples of a batch are drawn with replacement.
+        seed: what batches are drawn from.
+    """
+
+    deviations: Array
+    along: Array
+    target_norm: float
+    batch: int
+    sizes: tuple[int, ...]
+    rules: tuple[Rule, ...]
+    replacement: bool
+    seed: SeedSequence
+
+    def law(self, batches: int) -> Array:
+        """Progress, second moment and share of clipped micro-batches at w₀, ``[3, rules, sizes]``.
+
+        Means over the first batches. A micro-batch is clipped if another of its step is scaled
+        down less.
+        """
+        total, lanes = np.zeros((3, len(self.sizes), len(self.rules))), len(self.rules)
+        square = np.full((len(self.sizes), lanes), self.target_norm**2)
+        with one_blas_thread():
+            for members in itertools.islice(self._batches(), batches):
+                inner = self.deviations[members[:, None], members]
+                along = np.broadcast_to(self.along[members], (*square.shape, self.batch))
+                omega = self._weights(square, along, inner)
+                share = omega.sum(axis=2)
+                first = (omega * along).sum(axis=2)
+                total[0] += share * self.target_norm + first / self.target_norm
+                total[1] += share**2 * square + 2 * share * first + ((omega @ inner) * omega).sum(2)
+                total[2] += self._clipped(omega)
+        found: Array = np.swapaxes(total, 1, 2) / batches
+        return found
+
+    def ends(self, step_sizes: Array, steps: int) -> Array:
+        """‖v‖² after `steps` steps for every rule, b and ηL, ``[rules, sizes, any]``.
+
+        It is the mean over the last twentieth of the steps, and infinite for what has diverged.
+        """
+        e = np.swapaxes(step_sizes, 0, 1).reshape(len(self.sizes), -1)
+        square = np.full(e.shape, self.target_norm**2)
+        products = np.tile(self.along, (*e.shape, 1))
+        last = max(1, steps // 20)
+        total = np.zeros(e.shape)
+        limit = DIVERGED * self.target_norm**2
+        with one_blas_thread(), np.errstate(all="ignore"):
+            for t, members in enumerate(itertools.islice(self._batches(), steps)):
+                rows = self.deviations[members]
+                omega = self._weights(square, products[:, :, members], rows[:, members])
+                share = omega.sum(axis=2)
+                moved = (omega.reshape(-1, self.batch) @ rows).reshape(products.shape)
+                first = (omega * products[:, :, members]).sum(axis=2)
+                second = (omega * moved[:, :, members]).sum(axis=2)
+                kept = 1 - e * share
+                square = kept * (kept * square - 2 * e * first) + e**2 * second
+                np.maximum(square, 0.0, out=square)
+                products *= kept[:, :, None]
+                moved *= e[:, :, None]
+                products -= moved
+                gone = ~(square <= limit)
+                if gone.any():  # it stands still from now on
+                    total[gone], square[gone], products[gone], e[gone] = np.inf, 1.0, 0.0, 0.0
+                if t >= steps - last:
+                    total += square
+        found: Array = np.swapaxes(total.reshape(-1, *step_sizes.shape[::2]), 0, 1) / last
+        return found
+
+    def _weights(self, square: Array, along: Array, inner: Array) -> Array:
+        """ω of the batch's examples, ``[sizes, lanes, B]``: each rule has as many lanes."""
+        count = square.shape[1] // len(self.rules)
+        omega = np.empty(along.shape)
+        for i, b in enumerate(self.sizes):
+            m = self.batch // b
+            squares = along[i].reshape(-1, m, b).sum(axis=2) * (2 / b)
+            squares += np.einsum("jbjc->j", inner.reshape(m, b, m, b)) / b**2
+            squares += square[i][:, None]
+            norms = np.sqrt(np.maximum(squares, 0.0))
+            for k, rule in enumerate(self.rules):
+                some = slice(k * count, (k + 1) * count)
+                factors = rule.factors(norms[some]) / self.batch
+                omega[i, some].reshape(-1, m, b)[:] = factors[:, :, None]
+        return omega
+
+    def _clipped(self, omega: Array) -> Array:
+        """The share of micro-batches that are clipped, ``[sizes, lanes]``."""
+        return (omega < omega.max(axis=2, keepdims=True)).mean(axis=2)
+
+    def _batches(self) -> Iterator[Integers]:
+        """The examples of each step."""
+        n, rng = len(self.deviations), stream(self.seed)
+        while True:
+            if self.replacement:
+                yield rng.integers(n, size=self.batch)
+                continue
+            order = rng.permutation(n)
+            for start in range(0, n - self.batch + 1, self.batch):
+                yield order[start : start + self.batch]
