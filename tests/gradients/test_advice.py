@@ -262,7 +262,8 @@ def of_objects(path):
 BAD = [
     ("gradients must be finite.*; 1 of 32 rows are not: 3",
      lambda p: advise(np.where(np.arange(32)[:, None] == 3, np.nan, G), T)),
-    ("batch_size=64 must be at most the number of examples, 32", lambda p: advise(G, T, batch_size=64)),
+    ("batch_size=64 must be at most the number of examples, 32",
+     lambda p: advise(G, T, batch_size=64)),
     ("gradients must not all be 0", lambda p: advise(np.zeros((32, 4)), T)),
     ("all 32 rows are", lambda p: advise(np.ones((32, 4)), T)),
     ("target has 3 coordinates", lambda p: advise(G, T[:3])),

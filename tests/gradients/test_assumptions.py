@@ -135,7 +135,7 @@ M = np.arange(20) < 5
         ("True and False", lambda: check(G, np.arange(20))),
         ("at least two draggers", lambda: check(G, np.arange(20) < 1)),
         ("array of real", lambda: check(G, ["a"] * 20)),
-        ("rows are not: 0", lambda: check(np.where(M[:, None] & (np.arange(20) < 1)[:, None], np.inf, G), M)),
+        ("rows are not: 0", lambda: check(np.where(np.arange(20)[:, None] < 1, np.inf, G), M)),
         ("batch_size=0", lambda: check(G, M, batch_size=0)),
         ("false_positive_rate=2", lambda: check(G, M, false_positive_rate=2)),
     ],
