@@ -55,6 +55,8 @@ Train = Callable[..., tuple[Any, Any]]
 _KEPT, _RATE, _TIED = 0.7, 0.01, 1.01
 # Of the nine step sizes: their ratio, and how many lie below the middle.
 _RATIO, _BELOW, _STEP_SIZES = 2.0, 4, 9
+# Step sizes are looked for from 4⁻¹² to 4¹².
+_FARTHEST = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +235,8 @@ class Race:
                 plots.curve(ax, *zip(*points, strict=True), number=number, label=f"b = {b}")
         ax.set_xscale("log")
         ax.set(xlabel="steps", ylabel="held-out loss", title=self.answer.advice)
-        ax.legend()
+        if ax.lines:
+            ax.legend()
         return ax
 
 
@@ -340,11 +343,13 @@ def schedule(count: int, budget: float, steps: int) -> list[tuple[int, int]]:
     sizes = [count]
     while sizes[-1] > 2:
         sizes.append(max(2, min(sizes[-1] - 1, math.ceil(_KEPT * sizes[-1]))))
-    raced, low, high = np.array(sizes, dtype=np.float64), -8.0, 1.0
+    raced, low, high = np.array(sizes, dtype=np.float64), -8.0, 8.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if _cost(_plan(raced, middle, steps), steps) <= budget else (
-            low, middle)  # fmt: skip
+        if _cost(_plan(raced, middle, steps), steps) <= budget:
+            low = middle
+        else:
+            high = middle
     plan = _plan(raced, low, steps)
     if (cost := _cost(plan, steps)) > budget:
         raise InvalidArgument(
@@ -425,6 +430,10 @@ class _Field:
         whole = one.micro_batch_size == self.batch_size
         return isinstance(one.rule, NoClipping) or (whole and isinstance(one.rule, SmallestNorm))
 
+    def size_of(self, one: Candidate) -> int:
+        """Its b; B for SGD, whatever it is written as."""
+        return self.batch_size if self.is_sgd(one) else one.micro_batch_size
+
     def ratio(self, above: Candidate, below: Candidate) -> Interval:
         """Mean loss over mean loss, with the interval over the examples, which are the same."""
         top, bottom = self.loss(above), self.loss(below)
@@ -498,10 +507,11 @@ def _middle(field: _Field) -> float:
             tried[power] = float(losses.mean())
         return tried[power] if math.isfinite(tried[power]) else math.inf
 
+    # Ever smaller steps change ever less: those must be worth it. What diverged is worse than all.
     power = 0
-    for sign in (1, -1):
-        while abs(power) < 12 and (
-            loss(power + sign) < loss(power) or (sign < 0 and loss(power) == math.inf)
+    for sign, worth in ((1, 1.0), (-1, 0.99)):
+        while abs(power) < _FARTHEST and (
+            loss(power + sign) < worth * loss(power) or (sign < 0 and loss(power) == math.inf)
         ):
             power += sign
     return 4.0**power / 2
@@ -540,7 +550,7 @@ def _found(field: _Field, rungs: list[Rung], budget: float) -> Race:
         best = sgd
     against = {one: field.ratio(one, best) for one in finalists}
     tied = {
-        one.micro_batch_size
+        field.size_of(one)
         for one, ratio in against.items()
         if (ratio.estimate <= _TIED if field.size == 1 else ratio.low <= 1)
     }
@@ -550,7 +560,7 @@ def _found(field: _Field, rungs: list[Rung], budget: float) -> Race:
             "training?"
         ),
         batch_size=field.batch_size,
-        micro_batch_size=field.batch_size if field.is_sgd(best) else best.micro_batch_size,
+        micro_batch_size=field.size_of(best),
         tied=tuple(sorted(tied)),
         gain=against[sgd],
         step_size=best.step_size,

@@ -174,9 +174,12 @@ def _exhaustive(study: Study) -> list[_Trained]:
     plans = [schedule(count, _BUDGET, _STEPS)]
     plans += [schedule(few, _NARROW_BUDGET, _STEPS) for few in (15, 20)]  # three b, or SGD beside
     stops = sorted({stop for plan in plans for _, stop in plan})
-    found = []
-    for table in _TABLES[:4] if study.quick else _TABLES:
-        for contamination in _QUICK if study.quick else tables.CONTAMINATIONS:
+    kinds = _QUICK if study.quick else tuple(tables.CONTAMINATIONS)
+    names = _TABLES[:4] if study.quick else _TABLES
+    found: list[_Trained] = []
+    for table in names:
+        for contamination in kinds:
+            study.tell(len(found) / (len(names) * len(kinds)))
             seed = study.seed("tables")
             data = tables.splits(table, contamination, orders=_ORDERS, rng=seed)
             runs = [
@@ -274,4 +277,5 @@ ADVISOR_AGREES = Claim(
     },
     figure="advisers",
     draw=_draw,
+    seconds=50.0,
 )

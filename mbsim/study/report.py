@@ -19,7 +19,7 @@ from mbsim._shared.processes import Job, in_processes, processors
 from mbsim._shared.records import to_json
 from mbsim._shared.version import __version__
 from mbsim.errors import check_integer
-from mbsim.study import bounds_hold, digits, floors, rates, sweet_spots
+from mbsim.study import advisers, bounds_hold, digits, floors, rates, sweet_spots
 from mbsim.study.claim import Study, examined
 from mbsim.verdicts import Verdict
 
@@ -35,6 +35,7 @@ CLAIMS = (
     bounds_hold.BOUNDS_HOLD,
     sweet_spots.SWEET_SPOT_PREDICTED,
     sweet_spots.INTERIOR_BIAS,
+    advisers.ADVISOR_AGREES,
 )
 
 
