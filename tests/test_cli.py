@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import processes
 import pytest
 
@@ -155,3 +156,45 @@ def test_ctrl_c_says_so(run, monkeypatch):
     code, _, err = run("reproduce")
     assert code == 130
     assert err == "mbsim: interrupted\n"
+
+
+def test_advice_on_a_file(run, tmp_path):
+    rng = np.random.default_rng(0)
+    gradients = 0.2 + rng.standard_normal((200, 16))
+    gradients[::10] = -1.5 + 4 * rng.standard_normal((20, 16))
+    np.save(tmp_path / "grads.npy", gradients)
+    np.save(tmp_path / "held_out.npy", np.full(16, 0.2))
+    file, target = str(tmp_path / "grads.npy"), str(tmp_path / "held_out.npy")
+    known = ("--batch-size", "8", "--target", target, "--steps", "100")
+    picture = tmp_path / "out.png"
+    code, out, err = run("advise", file, *known, "--plot", str(picture))
+    assert (code, err) == (0, "")
+    assert "SGD ends" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    code, out, err = run("advise", file, *known, "--json")
+    assert json.loads(out)["answer"]["batch_size"] == 8
+    code, out, err = run("advise", file, "--batch-size", "8", "--target", "mean", "--steps", "20")
+    assert code == 0
+    assert "SGD by construction" in err
+    assert err.count("\n") == 1
+    code, out, err = run("advise", file, file, *known, "--target", target)
+    assert "last of 2 snapshots" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("none.npy",), "must be an .npy file"),
+        (("grads.npy", "--batch-size", "64"), "at most the number of examples, 30"),
+        (("grads.npy", "--plot", "out.gif"), "must end in .png, .svg or .pdf"),
+        (("grads.npy", "--target", "none.npy"), "target="),
+        (("grads.npy", "--target", "grads.npy"), "target has 120 coordinates"),
+    ],
+)
+def test_bad_advice_is_one_line_and_exit_2(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    np.save("grads.npy", np.random.default_rng(0).standard_normal((30, 4)))
+    code, out, err = run("advise", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
