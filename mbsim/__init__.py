@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mbsim.gradients.assumptions import check_assumptions as check_assumptions
     from mbsim.gradients.gram import Gram as Gram
     from mbsim.gradients.measured import MeasuredProblem as MeasuredProblem
+    from mbsim.gradients.race import race as race
     from mbsim.methods import SGD as SGD
     from mbsim.methods import Method as Method
     from mbsim.methods import MicroBatchClipping as MicroBatchClipping
@@ -68,6 +69,7 @@ _HOMES = {
     "draw_updates": "mbsim.simulation.run",
     "drift": "mbsim.drifts.drift",
     "phase_diagram": "mbsim.choosing.phase_diagram",
+    "race": "mbsim.gradients.race",
     "reproduce": "mbsim.study.report",
     "simulate": "mbsim.choosing.tuning",
     "sweet_spot": "mbsim.choosing.sweet_spot",

@@ -51,6 +51,9 @@ def reproduce(
     ),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer steps and replicates.")] = False,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; as many as there are processors, unless told.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 when a verdict is not the expected one.")
     ] = False,
@@ -61,7 +64,7 @@ def reproduce(
 
     from mbsim.study import report as reports
 
-    report = reports.reproduce(out, quick=quick, rng=seed)
+    report = reports.reproduce(out, quick=quick, rng=seed, workers=workers)
     if json:
         print(to_json(report.to_dict()), end="")
     else:
@@ -71,8 +74,9 @@ def reproduce(
             table.add_row(name, f"[{styles.get(status, 'dim')}]{status}[/]", why)
         console = _console()
         console.print(table)
-        seconds = report.made_with["seconds"]["all"]
-        console.print(f"{seconds:.0f} s; figures and report.json are in {out}/", highlight=False)
+        console.print(
+            f"{report.seconds['all']:.0f} s; figures and report.json are in {out}/", highlight=False
+        )
     surprises = report.surprises()
     for line in surprises:
         print(f"not as expected: {line}", file=sys.stderr)
@@ -131,16 +135,22 @@ def sweet_spot(
     benign_dim: Annotated[int, typer.Option(help="Dimensions of benign noise, n.")] = 32,
     start: Annotated[float, typer.Option(help="Gradient norm at the start.")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="Examples in a mini-batch, B.")] = 64,
-    step_size: Annotated[str, typer.Option(help='A number, or "tuned".')] = "0.05",
+    step_size: Annotated[str, typer.Option(help='A number, or "tuned".')] = "tuned",
     steps: Annotated[int, typer.Option(help="How many, T.")] = 1000,
     by: Annotated[
-        str, typer.Option(help="bias, bound, certificate, floor or simulation.")
-    ] = "certificate",
-    replicates: Annotated[int, typer.Option(help="Of a simulation.")] = 64,
+        str,
+        typer.Option(
+            help="final (where runs end), average (over their steps), bias, bound, certificate, "
+            "floor or simulation."
+        ),
+    ] = "final",
+    replicates: Annotated[
+        int | None, typer.Option(help="Runs for each b; as many as are worth their time.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """The best micro-batch size for one half of |w|^2, by one criterion."""
+    """The best micro-batch size for one half of |w|^2: the one with which runs end lowest."""
     from mbsim.choosing import sweet_spot as choosing
     from mbsim.problems.draggers import Draggers
     from mbsim.study.half_square import half_square
@@ -158,9 +168,11 @@ def sweet_spot(
         step_size=_number_or_word(step_size),
         steps=steps,
         by=by,
-        replicates=replicates,
+        replicates=64 if by == "simulation" and replicates is None else replicates,
         rng=seed,
     )
+    if not json:
+        print(f"{problem}\n")
     print(to_json(best.to_dict()) if json else best, end="" if json else "\n")
 
 
@@ -286,7 +298,7 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", _INTERRUPTED)
     except InvalidArgument as error:
-        _fail(str(error))
+        _fail(" ".join([str(error), *getattr(error, "__notes__", ())]))
     except (MemoryError, OverflowError) as error:
         _fail(f"these numbers are too large to compute with ({error})")
     except ModuleNotFoundError as error:

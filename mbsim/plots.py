@@ -6,22 +6,29 @@ say the same once more. Matplotlib is imported when something is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-from mbsim._shared.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "curve", "dots", "heat_map", "plain_numbers", "save", "sizes_axis", "style"]
+__all__ = [
+    "COLOURS",
+    "curve",
+    "dots",
+    "heat_map",
+    "pictures",
+    "plain_numbers",
+    "sizes_axis",
+    "style",
+]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -51,14 +58,26 @@ def style() -> AbstractContextManager[None]:
     return mpl.rc_context(_STYLE)
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG and as SVG; the same figure gives the same bytes. The paths written."""
-    paths = []
-    for suffix, about in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        paths.append(folder / f"{name}{suffix}")
-        with replacing(paths[-1], "out") as file:
-            figure.savefig(file, format=suffix[1:], metadata=about)
-    return paths
+def pictures(name: str, draw: Callable[[Figure, Any], None], data: Any) -> dict[str, bytes]:
+    """What ``draw(figure, data)`` draws in the house style, as PNG and as SVG, by file name.
+
+    The same data give the same bytes.
+
+    >>> found = pictures("line", lambda figure, y: figure.subplots().plot(y), [1, 2])
+    >>> found["line.png"][1:4]
+    b'PNG'
+    """
+    from matplotlib.figure import Figure
+
+    found = {}
+    with style():
+        figure = Figure()
+        draw(figure, data)
+        for form, about in (("png", {"Software": None}), ("svg", {"Date": None})):
+            file = io.BytesIO()
+            figure.savefig(file, format=form, metadata=about)
+            found[f"{name}.{form}"] = file.getvalue()
+    return found
 
 
 def curve(

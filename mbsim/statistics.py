@@ -25,6 +25,7 @@ __all__ = [
     "log_log_slope",
     "mean",
     "median",
+    "quantile",
     "ratio",
 ]
 
@@ -169,16 +170,27 @@ def median(sample: ArrayLike, *, false_positive_rate: float) -> Interval:
     >>> print(median(range(1, 12), false_positive_rate=0.05))
     6 [2, 10]
     """
+    return quantile(sample, 0.5, false_positive_rate=false_positive_rate)
+
+
+def quantile(sample: ArrayLike, q: float, *, false_positive_rate: float) -> Interval:
+    """The q-quantile of independent values, as :func:`median`; an end may be infinite.
+
+    >>> print(quantile(range(1, 101), 0.9, false_positive_rate=0.05))
+    90.1 [84, 96]
+    """
     rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
+    q = check_number("q", q, above=0, below=1)
     values = np.sort(_sample("sample", sample))
     n = values.size
-    # The most values k with P(Binomial(n, ½) < k) ≤ rate/2; then the k-th from each end are limits.
-    k = int((special.bdtr(np.arange(n), n, 0.5) <= rate / 2).sum())
-    if k == 0 or not np.isfinite(values).all():
-        return _interval(float(values[n // 2]), math.inf, n - 1, rate)
-    low, high = float(values[k - 1]), float(values[n - k])
+    # The most values k with P(Binomial(n, q) < k) ≤ rate/2, and so from the other end.
+    below, above = (int((special.bdtr(np.arange(n), n, p) <= rate / 2).sum()) for p in (q, 1 - q))
+    finite = np.isfinite(values).all()
+    low = float(values[below - 1]) if below and finite else -math.inf
+    high = float(values[n - above]) if above and finite else math.inf
+    estimate = float(np.quantile(values, q)) if finite else float(values[int(q * n)])
     error = (high - low) / (2 * t_quantile(n - 1, rate / 2))
-    return _interval(float(np.median(values)), error, n - 1, rate, ends=(low, high))
+    return _interval(estimate, error, n - 1, rate, ends=(low, high))
 
 
 def difference(

@@ -30,6 +30,7 @@ def run(monkeypatch, capsys):
         ("reproduce", "--seed", "-1"),
         ("reproduce", "--seed", "one"),
         ("reproduce", "--out", "/dev/null/figures"),
+        ("reproduce", "--workers", "0"),
         ("reproduce", "--fast"),
         ("reproduce", "surplus"),
         ("table1", "steps"),
@@ -111,7 +112,8 @@ def fake_report(monkeypatch):
             trajectories={},
             quick=True,
             rng=0,
-            made_with={"seconds": {"all": 1.0}},
+            made_with={},
+            seconds={"all": 1.0},
         )
         monkeypatch.setattr(reports, "reproduce", lambda *a, **k: report)
         found = [] if expected else ["sweet-spot: expected supported, found refuted"]

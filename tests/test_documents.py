@@ -33,7 +33,11 @@ def test_the_readmes_examples_run(capsys):
     for example in blocks("python"):
         exec(compile(example, "README.md", "exec"), namespace)
     printed = capsys.readouterr().out
-    for expected in ("minus the first", "SweetSpot by floor", "certificate: supported"):
+    for expected in (
+        "minus the first",
+        "Which micro-batch size ends lowest",
+        "certificate: supported",
+    ):
         assert expected in printed
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-__all__ = ["Progress", "progress"]
+__all__ = ["Progress", "progress", "quiet"]
 
 _PATIENCE = 2.0
 _busy: ContextVar[bool] = ContextVar("mbsim_progress", default=False)
@@ -20,27 +20,52 @@ class Progress:
 
     def __init__(self, total: float | None, text: str, *, shown: bool) -> None:
         self._total, self._text, self._shown = total, text, shown
-        self._since = time.monotonic()
+        self._since = self._known = time.monotonic()
+        self._completed = 0.0
         self._bar: Any = None
 
     def update(self, completed: float, text: str | None = None) -> None:
         """Say how much of the total is done, and optionally what is being done now."""
-        self._text = text or self._text
-        if not self._shown or time.monotonic() - self._since < _PATIENCE:
+        self._text, now = text or self._text, time.monotonic()
+        if completed > self._completed:
+            self._completed, self._known = completed, now
+        if not self._shown or now - self._since < _PATIENCE:
             return
-        from rich.console import Console
-        from rich.progress import Progress as Bar
-
         if self._bar is None:
-            self._bar = Bar(console=Console(stderr=True), transient=True)
+            self._bar = _bar()
             self._bar.start()
-            self._task = self._bar.add_task(self._text, total=self._total)
-        self._bar.update(self._task, completed=completed, description=self._text)
+            self._task = self._bar.add_task(self._text, total=self._total, left="")
+        self._bar.update(
+            self._task, completed=completed, description=self._text, left=self._left(now)
+        )
+
+    def _left(self, now: float) -> str:
+        """The time left if work goes on as it went so far: as last known, less what has passed."""
+        if not self._completed or self._total is None:
+            return "-:--"
+        each = (self._known - self._since) / self._completed
+        left = max(0.0, each * (self._total - self._completed) - (now - self._known))
+        return f"{left // 60:.0f}:{left % 60:02.0f} left"
 
     def close(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    # Rich's own column of the time left forgets what was more than half a minute ago.
+    text, left = TextColumn("{task.description}"), TextColumn("{task.fields[left]}")
+    columns = (text, BarColumn(), TaskProgressColumn(), left)
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def quiet() -> None:
+    """Draw no bar from here on: another process draws one for all."""
+    _busy.set(True)
 
 
 @contextmanager

@@ -1,6 +1,16 @@
-r"""Which micro-batch size to use: every divisor of the batch size, valued by one criterion.
+r"""Which micro-batch size to use: the one that ends lowest, or that is best by another criterion.
 
-Five criteria, from the paper's own to the most direct:
+The question of a practitioner is which b ends lowest after T steps, each at its own best step
+size, and by what factor that is better than SGD. Two criteria answer it, by runs
+(:mod:`mbsim.choosing.ends`):
+
+``"final"``
+    E‖∇L(w_T)‖² at the end of the run; the default.
+``"average"``
+    its average over the steps, (1/T) Σ ‖∇L(w_t)‖², which the theorems bound: it charges a method
+    for the way down as well.
+
+The others explain. They differ because they see other things, mostly at one step size for all b:
 
 ``"bias"``
     β_b² = 4s̃²/λ₀, the term of Theorem 2 that no number of steps removes (theory page, 5.2).
@@ -13,7 +23,7 @@ Five criteria, from the paper's own to the most direct:
     the level at which a run with this step size stops: bias against the draggers' variance
     (section 7). It does not depend on T.
 ``"simulation"``
-    (1/T) Σ ‖∇L(w_t)‖² of simulated runs.
+    (1/T) Σ ‖∇L(w_t)‖² of simulated runs, for every b at the step size that is given.
 
 The bias is a term of a bound: Algorithm 1's own bias is smallest at b = B, where it has none. Which
 of these has an interior minimum, and where, is the claim ``interior-bias``.
@@ -22,7 +32,7 @@ of these has an interior minimum, and where, is the claim ``interior-bias``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,22 +45,39 @@ from mbsim._shared import tables
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
+from mbsim.choosing.ends import Ends
 from mbsim.choosing.tuning import check_step_size
 from mbsim.drifts.drift import Drift, drift
 from mbsim.drifts.steps import measured_values, norms_near_atoms, step_sample
 from mbsim.errors import InvalidArgument, check_integer, divisors, shown
 from mbsim.methods import MicroBatchClipping
+from mbsim.problems.noise import facts_of
 from mbsim.problems.problem import Problem, check_problem
 from mbsim.problems.setting import Setting
-from mbsim.simulation.run import run_setting
-from mbsim.verdicts import Refusal
+from mbsim.simulation.run import Run, run_setting
+from mbsim.verdicts import Answer, Refusal
 
 __all__ = ["CRITERIA", "SweetSpot", "sweet_spot"]
 
-CRITERIA = ("bias", "bound", "certificate", "floor", "simulation")
+CRITERIA = ("final", "average", "bias", "bound", "certificate", "floor", "simulation")
+_LEVELS: dict[str, Callable[[Run], NDArray[np.float64]]] = {
+    "final": lambda run: run.grad_norm_sq[:, -1],
+    "average": lambda run: run.mean_grad_norm_sq,
+}
 
 # By a criterion: a number, or one of every replicate, or why there is none.
 Value = float | NDArray[np.float64] | Refusal
+
+# What a value is, by criterion.
+_UNITS = {
+    "final": "E‖∇L‖² at the end",
+    "average": "mean ‖∇L‖²",
+    "bias": "bias β_b²",
+    "bound": "bound on the mean ‖∇L‖²",
+    "certificate": "bound on the mean ‖∇L‖²",
+    "floor": "‖∇L‖² it stops at",
+    "simulation": "mean ‖∇L‖²",
+}
 
 # Numbers that are not random are tied within 1 %; means, where a difference is not told from 0 at
 # this false-positive rate, all sizes together.
@@ -72,6 +99,7 @@ class SweetSpot:
         curve: the value for every divisor b of B; infinite where there is none.
         why_not: for every b without a value, the reason.
         step_sizes: η for every b; empty for the bias.
+        answer: for "final" and "average", the answer in words, with what it is worth; else None.
         continuous: for the bias, where its closed form is stationary if b need not be whole:
             1/ln(1/q) − 1, found by SymPy (if that is below 1, b = 1 is best); else None.
     """
@@ -84,7 +112,8 @@ class SweetSpot:
     curve: dict[int, float]
     why_not: dict[int, str]
     step_sizes: dict[int, float]
-    continuous: float | None
+    answer: Answer | None = None
+    continuous: float | None = None
 
     @property
     def interior(self) -> bool:
@@ -96,32 +125,41 @@ class SweetSpot:
         return {
             **vars(self),
             "interior": self.interior,
+            "answer": self.answer and self.answer.to_dict(),
             **{
                 name: {str(b): content for b, content in getattr(self, name).items()}
                 for name in ("curve", "why_not", "step_sizes")
             },
         }
 
-    def _rows(self) -> list[tuple[str, str, str]]:
-        rows = []
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = []
         for b, number in self.curve.items():
             mark = "best" if b == self.micro_batch_size else "tied" if b in self.tied else ""
-            rows.append((str(b), f"{number:.4g}", mark or self.why_not.get(b, "")))
+            step = f"{self.step_sizes[b]:.3g}" if b in self.step_sizes else ""
+            value = "" if b in self.why_not else f"{number:.4g}"
+            rows.append((str(b), value, step, mark or self.why_not.get(b, "")))
         return rows
+
+    @property
+    def _head(self) -> tuple[str, ...]:
+        return ("b", _UNITS[self.by], "step size", "")
 
     def __str__(self) -> str:
         best = "no b" if self.micro_batch_size is None else f"b = {self.micro_batch_size}"
         lines = [f"SweetSpot by {self.by}: {best} of {self.batch_size} ({self.reason})"]
+        if self.answer is not None:
+            lines = str(self.answer).splitlines()
         if self.continuous is not None:
             lines.append(f"  lowest at b = {self.continuous:.4g} if it need not be whole")
-        rows = tables.as_text(self._rows(), align=">>", least=(6, 10))
-        return "\n".join([*lines, *(f"  {row}" for row in rows)])
+        rows = tables.as_text([self._head, *self._rows()], align=">>>", least=(6, 10))
+        return "\n".join([*lines, *(f"  {row.rstrip()}" for row in rows)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         title = str(self).partition("\n")[0]
-        return tables.as_html(self._rows(), head=("b", self.by, ""), caption=title)
+        return tables.as_html(self._rows(), head=self._head, caption=title)
 
 
 def sweet_spot(
@@ -130,7 +168,7 @@ def sweet_spot(
     batch_size: int,
     step_size: float | str | None = None,
     steps: int | None = None,
-    by: str = "certificate",
+    by: str = "final",
     replicates: int | None = None,
     rng: int | SeedSequence | Generator | None = None,
 ) -> SweetSpot:
@@ -139,14 +177,18 @@ def sweet_spot(
     Args:
         problem: what is optimised.
         batch_size: B.
-        step_size: η, the same for every b; or "tuned": for each b the step size at which its
-            certificate is smallest. Only the bias does without.
+        step_size: η, the same for every b; or "tuned". For "final" and "average" that is the
+            default, and means for each b the step size at which it ends lowest; elsewhere the one
+            at which its certificate is smallest. Only the bias does without.
         steps: T. The bias does without, and the floor at a given step size.
-        by: the criterion, "bias", "bound", "certificate", "floor" or "simulation"; the head of
-            this module says what they are.
-        replicates: for a simulation, how many runs for each b, at least 2.
-        rng: for a simulation, the seed; for the other criteria, the seed of what has to be sampled
-            (0 unless told).
+        by: "final", the mean of ‖∇L(w_T)‖² at the end of runs; "average", its average over the
+            steps; "bias", what no number of steps removes from Theorem 2; "bound", Theorem 2 in
+            full; "certificate", the best bound that the exact drift proves; "floor", where a run
+            with this step size stops; "simulation", the average over runs at a step size that is
+            given.
+        replicates: how many runs for each b, at least 2: needed for "simulation"; for "final" and
+            "average" as many as are worth their time unless told, from 8 to 512.
+        rng: the seed: needed for "simulation", 0 unless told elsewhere.
 
     Returns:
         A :class:`SweetSpot`.
@@ -159,6 +201,11 @@ def sweet_spot(
     ...     loss=mbsim.losses.Quadratic(np.ones(16)), benign_dim=8, start=np.full(16, 0.1),
     ...     noise=mbsim.noise.TwoPoint(sigma=1.0, rare=0.05),
     ...     draggers=mbsim.Draggers(probability=0.05, norm_ratio=20.0))
+    >>> from dataclasses import replace
+    >>> symmetric = replace(problem, noise=mbsim.noise.Gaussian(sigma=1.0), start=np.ones(16))
+    >>> best = sweet_spot(symmetric, batch_size=64, steps=100, replicates=64)
+    >>> best.micro_batch_size in (1, 2), best.answer.clips, best.answer.gain.low > 5
+    (True, True, True)
     >>> best = sweet_spot(problem, batch_size=64, step_size=0.01, by="floor")
     >>> best.micro_batch_size, best.reason
     (16, 'interior')
@@ -169,7 +216,7 @@ def sweet_spot(
     if not isinstance(by, str) or by not in CRITERIA:
         raise InvalidArgument(f"by={shown(by)} must be one of {', '.join(CRITERIA)}")
     for name, given, needed in (
-        ("step_size", step_size, by != "bias"),
+        ("step_size", step_size, by not in ("bias", *_LEVELS)),
         ("steps", steps, by not in ("bias", "floor") or isinstance(step_size, str)),
         ("replicates", replicates, by == "simulation"),
         ("rng", rng, by == "simulation"),
@@ -182,6 +229,11 @@ def sweet_spot(
     horizon = 0 if steps is None else check_integer("steps", steps, minimum=1)
     samples = 2 if replicates is None else check_integer("replicates", replicates, minimum=2)
     seed = seed_sequence(0 if rng is None else rng)
+    if by in _LEVELS:
+        fixed = None if asked is None or isinstance(asked, str) else asked
+        number = None if replicates is None else samples
+        ends = Ends(problem, batch, horizon, _LEVELS[by], seed, fixed, number)
+        return _ended(by, ends)
 
     sizes = divisors(batch)
     values: dict[int, Value] = {}
@@ -212,6 +264,80 @@ def sweet_spot(
         why_not={b: found.reason for b, found in values.items() if isinstance(found, Refusal)},
         step_sizes=step_sizes,
         continuous=_continuous(problem) if by == "bias" else None,
+    )
+
+
+def _ended(by: str, ends: Ends) -> SweetSpot:
+    """By where runs end: searched for, and then run again."""
+    ends.search()
+    values: dict[int, Value] = {}
+    for b in divisors(ends.batch):
+        if b in ends.best:
+            found = ends.run(b, ends.best[b][0], "again")
+            gone = int(np.isinf(found).sum())
+            values[b] = found
+            if gone:
+                values[b] = Refusal(f"{gone} of {found.size} replicates diverged", of="level")
+        else:
+            values[b] = Refusal("not looked at: the search ended nearer to the best", of="level")
+    best, tied, reason = _best(values)
+    return SweetSpot(
+        by=by,
+        batch_size=ends.batch,
+        micro_batch_size=best,
+        tied=tied,
+        reason=reason,
+        curve={b: _mean(found) for b, found in values.items()},
+        why_not={b: found.reason for b, found in values.items() if isinstance(found, Refusal)},
+        step_sizes={b: step_size for b, (step_size, _) in sorted(ends.best.items())},
+        answer=None if best is None else _answer(by, ends, best, tied, values),
+    )
+
+
+def _answer(
+    by: str, ends: Ends, best: int, tied: tuple[int, ...], values: Mapping[int, Value]
+) -> Answer:
+    sgd, lowest = values[ends.batch], values[best]
+    gain = statistics.exactly(1.0 if best == ends.batch else math.inf)
+    if best != ends.batch and not isinstance(sgd, Refusal):
+        gain = statistics.ratio(sgd, lowest, false_positive_rate=_RATE)
+    what = {"final": "ends lowest after", "average": "is lowest in the mean over"}[by]
+    each = "each at its own best step size" if ends.step_size is None else "all at one step size"
+    looked = ", ".join(str(b) for b in sorted(ends.best))
+    return Answer(
+        question=f"Which micro-batch size {what} {ends.steps} steps, {each}?",
+        batch_size=ends.batch,
+        micro_batch_size=best,
+        tied=tied,
+        gain=gain,
+        step_size=ends.best[best][0],
+        sgd_step_size=ends.best[ends.batch][0],
+        reason=_why(ends.problem, best, ends.batch),
+        rests_on=f"{ends.looks} runs for each of b = {looked}; intervals at the rate {_RATE:g}",
+    )
+
+
+def _why(problem: Problem, best: int, batch: int) -> str:
+    """What in the problem speaks for clipping, and what against it."""
+    draggers, facts = problem.draggers, facts_of(problem.noise)
+    p, c = draggers.probability, draggers.norm_ratio
+    share = p * c**2 / (1 - p + p * c**2) if p < 1 else 1.0
+    speaks, against = [], []
+    if p and c > 1:
+        speaks.append(f"draggers make {share:.0%} of the variance of an example's gradient")
+    if p and draggers.tilt < 0:
+        speaks.append("they pull against the gradient, which stops SGD above 0")
+    if not (facts.unimodal or facts.independent):
+        against.append("noise that is skewed along the gradient biases clipping at small b")
+    if p and draggers.tilt > 0:
+        against.append("draggers point along the gradient, and clipping cuts them")
+    if not p or c <= 1:
+        against.append("there are no long draggers to cut")
+    if best == batch:
+        return "; ".join(against or ["what clipping cuts from good examples outweighs its gain"])
+    inside = ["; but " + "; ".join(against)] if against and speaks else []
+    return "; ".join(speaks or ["noise alone makes micro-batches of different length"]) + "".join(
+        inside
     )
 
 

@@ -82,7 +82,7 @@ def for_signature(function: Callable[..., Any], signature: Any) -> Any:
     plain = getattr(function, "py_func", function)
     with event.install_listener("numba:compile", _Line()), _interrupt_afterwards():
         try:
-            return njit(signature, cache=True, **_OPTIONS)(plain)
+            return njit(signature, cache=True, forceinline=True, **_OPTIONS)(plain)
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise

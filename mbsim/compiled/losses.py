@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from mbsim.compiled.arrays import dot
+
 __all__ = ["held", "log_cosh", "quadratic", "ripple"]
 
 
@@ -16,17 +18,9 @@ def held(w, parameters, gradient):
 
 def quadratic(w, parameters, gradient):
     """½ Σ λ_i w_i²; the parameters are λ."""
-    one = other = 0.0  # two sums, so that each addition need not wait for the last
-    for i in range(0, w.size - 1, 2):
+    for i in range(w.size):
         gradient[i] = parameters[i] * w[i]
-        gradient[i + 1] = parameters[i + 1] * w[i + 1]
-        one += gradient[i] * w[i]
-        other += gradient[i + 1] * w[i + 1]
-    if w.size % 2:
-        last = w.size - 1
-        gradient[last] = parameters[last] * w[last]
-        one += gradient[last] * w[last]
-    return 0.5 * (one + other)
+    return 0.5 * dot(gradient, w, 0, w.size)
 
 
 def log_cosh(w, parameters, gradient):

@@ -27,6 +27,7 @@ import math
 import numpy as np
 from numba import boolean, float64, int64, types, void
 
+from mbsim.compiled.arrays import dot
 from mbsim.compiled.draws import chi_square, cosine, normal, uniform
 from mbsim.compiled.jit import (
     INTS,
@@ -76,21 +77,6 @@ def _norm(one, two, three):
     return out
 
 
-@helper
-def _dot(a, b, start, stop):
-    """⟨a, b⟩ over some places; four sums, so that each addition need not wait for the last."""
-    p = q = r = s = 0.0
-    last = stop - (stop - start) % 4
-    for i in range(start, last, 4):
-        p += a[i] * b[i]
-        q += a[i + 1] * b[i + 1]
-        r += a[i + 2] * b[i + 2]
-        s += a[i + 3] * b[i + 3]
-    for i in range(last, stop):
-        p += a[i] * b[i]
-    return (p + q) + (r + s)
-
-
 @compiled(void(STATE, _TABLE, REALS, INTS))
 def draw_counts(state, values, chances, counts):
     """How many benign examples each micro-batch has, from a table of aliases (Walker, 1977).
@@ -138,7 +124,7 @@ def measure(g, sizes, model, counts, room, frame):
     """
     _, b, n, _, _ = sizes
     norm_ratio, sigma, coherence, _, slope = model
-    frame[0], frame[1], frame[2] = 1, _dot(g, g, 0, n), _dot(g, g, n, g.size)
+    frame[0], frame[1], frame[2] = 1, dot(g, g, 0, n), dot(g, g, n, g.size)
     if not (_LEAST**2 < frame[1] + frame[2] < _MOST**2):
         most = 0.0
         for i in range(g.size):
@@ -146,7 +132,7 @@ def measure(g, sizes, model, counts, room, frame):
         frame[0] = _unit(most)
         for i in range(g.size):
             g[i] /= frame[0]
-        frame[1], frame[2] = _dot(g, g, 0, n), _dot(g, g, n, g.size)
+        frame[1], frame[2] = dot(g, g, 0, n), dot(g, g, n, g.size)
     r = frame[0] * math.sqrt(frame[1] + frame[2])
     length = norm_ratio * _norm(r, sigma, 0.0)
     common = math.sqrt(coherence)
@@ -270,20 +256,21 @@ def run(
     """
     first, stop, steps, every = span
     counts, room = np.empty(sizes[0], np.int64), np.empty((ROWS, sizes[0]))
+    noise, across, norms, factors = room[NOISE], room[ACROSS], room[NORMS], room[FACTORS]
     g, update, frame = np.empty(w.shape[1]), np.empty(w.shape[1]), np.empty(3)
     for i in range(len(w)):
-        state = states[i]
+        state, here = states[i], w[i]
         for t in range(first, stop):
             if diverged_at[i] >= 0:
                 break
-            value = loss(w[i], loss_numbers, g)
-            square = _dot(g, g, 0, g.size)
+            value = loss(here, loss_numbers, g)
+            square = dot(g, g, 0, g.size)
             record = -(-t // every)  # this one, or the next
             if not value <= limit:
                 diverged_at[i] = t
                 total[i] = np.nan
                 for k in range(g.size):
-                    w[i, k] = np.nan
+                    here[k] = np.nan
                 for k in range(record, losses.shape[1]):
                     grad_norm_sq[i, k] = losses[i, k] = np.nan
                 break
@@ -293,11 +280,11 @@ def run(
                 break
             total[i] += square
             draw_counts(state, values, chances, counts)
-            draw_noise(law, law_numbers, state, sizes, counts, room)
+            law(counts, sizes[2], law_numbers, state, noise, across)
             draw_lengths(state, sizes, model, counts, room)
             measure(g, sizes, model, counts, room, frame)
-            rule(room[NORMS], rule_numbers, room[FACTORS])
+            rule(norms, rule_numbers, factors)
             if combine(state, sizes, model, g, counts, room, frame, update) and stalled_at[i] < 0:
                 stalled_at[i] = t
             for k in range(g.size):
-                w[i, k] -= step_size * update[k]
+                here[k] -= step_size * update[k]

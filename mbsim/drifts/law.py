@@ -240,22 +240,27 @@ class MicroBatchLaw:
         """
         n, b, gamma = self.problem.benign_dim, self.b, self.problem.draggers.coherence
         along, walk = along.copy(), walk.copy()
-        for count in np.unique(k[np.isnan(along) | np.isnan(walk)]):
-            here = (k == count) & np.isnan(along)
+        # k ascends: each count is a stretch, and all stretches together are looked at once.
+        counts, starts = np.unique(k, return_index=True)
+        stops = [*starts[1:], k.size]
+        stretches = [
+            (int(count), slice(*ends)) for count, *ends in zip(counts, starts, stops, strict=False)
+        ]
+        for count, own in stretches:
+            here = np.isnan(along[own])
             if here.any():
-                along[here] = self._along_law(b - int(count))(u[_ALONG, here])
-            here = (k == count) & np.isnan(walk)
+                along[own][here] = self._along_law(b - count)(u[_ALONG, own][here])
+            here = np.isnan(walk[own])
             if here.any():
-                walk[here] = squared_length(self._walk_dim, int(count), u[_WALK, here])
+                walk[own][here] = squared_length(self._walk_dim, count, u[_WALK, own][here])
         noise, gaussian, across_sq = np.zeros((3, k.size))
         noise += math.sqrt(self._along_share) * along / b
         variance = self._isotropic * (b - k) / n
         if variance.any():
             if mixed := facts_of(self.problem.noise).variance:
-                for count in np.unique(k[k < b]):
-                    here, benign = k == count, b - int(count)
-                    # Nothing else of such a law is along e, so that coordinate is free.
-                    variance[here] *= mixed(benign)(u[_ALONG, here]) / benign
+                for count, own in stretches:
+                    if count < b:  # nothing else of such a law is along e: its coordinate is free
+                        variance[own] *= mixed(b - count)(u[_ALONG, own]) / (b - count)
             gaussian = np.sqrt(variance) / b * special.ndtri(u[_GAUSSIAN])
             if n > 1:
                 across_sq = variance / b**2 * _chi_square(n - 1, u[_ACROSS])

@@ -18,7 +18,7 @@ Source: canaries as a surrogate for draggers from [Wang2024]; the rest is ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY
 from typing import Any, NamedTuple
 
@@ -250,7 +250,7 @@ def train(
     step_size: ArrayLike,
     steps: int,
     batch_size: int = 64,
-    record_every: int | None = None,
+    record_every: int | Sequence[int] | None = None,
     rng: int | SeedSequence | Generator,
 ) -> Training:
     """Train softmax regression from W = 0 with a constant step size, on every split at once.
@@ -267,7 +267,7 @@ def train(
         steps: T ≥ 1, the number of updates.
         batch_size: B.
         record_every: steps between records of accuracy and loss (a record costs about as much as
-            six steps); only after the last step if not given.
+            six steps), or the steps themselves, ascending; only after the last if not given.
         rng: seed, SeedSequence or Generator.
 
     Returns:
@@ -290,10 +290,7 @@ def train(
     if step_size.min() <= 0:
         raise InvalidArgument(f"step_size={shown(float(step_size.min()))} must be above 0")
     steps = check_integer("steps", steps, minimum=1)
-    every = (
-        steps if record_every is None else check_integer("record_every", record_every, minimum=1)
-    )
-    records = [*range(every, steps, every), steps]
+    records = _records(steps if record_every is None else record_every, steps)
     splits, examples, dim = data.train_inputs.shape
     if batch_size > examples:
         raise InvalidArgument(
@@ -331,6 +328,19 @@ def train(
         weights=weights.swapaxes(1, 2).reshape(*axes, data.classes, dim),
         diverged_at=diverged_at.reshape(axes),
     )
+
+
+def _records(every: int | Sequence[int], steps: int) -> list[int]:
+    """The steps after which there is a record; the last is one."""
+    if isinstance(every, Sequence) and not isinstance(every, str):
+        listed = [check_integer("record_every", step, minimum=1) for step in every]
+        if listed != sorted({step for step in listed if step <= steps}):
+            raise InvalidArgument(
+                f"record_every={shown(every)} must ascend and be at most steps={steps}"
+            )
+        return listed if listed[-1:] == [steps] else [*listed, steps]
+    every = check_integer("record_every", every, minimum=1)
+    return [*range(every, steps, every), steps]
 
 
 # Inside, weights are [S, K, C, D] and residuals [S, K, C, B] (split, class, step size, input or

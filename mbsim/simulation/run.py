@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mbsim import clipping
 from mbsim._shared import records, tables
 from mbsim._shared.memory import free_memory
+from mbsim._shared.processes import processors
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim._shared.values import value
@@ -403,9 +404,7 @@ def simulate(
     plan = _plan(
         problem, method, engine, batch_size, replicates, rng, step_size, steps, record_every
     )
-    if threads is None:
-        seen = hasattr(os, "sched_getaffinity")
-        threads = len(os.sched_getaffinity(0)) if seen else os.cpu_count() or 1
+    threads = processors() if threads is None else threads
     room = max(1, _MEMORY // _ENGINES[plan.engine].block_bytes(*plan.sizes))
     workers = min(check_integer("threads", threads, minimum=1), room)
     counts = {"replicate": plan.replicates, "step": plan.recorded.size}

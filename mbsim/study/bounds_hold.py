@@ -39,6 +39,8 @@ __all__ = ["BOUNDS_HOLD"]
 # Updates drawn for the bounds on a step. Where the replicates leave a bound open, so many times as
 # many are drawn anew, and decide.
 _UPDATES, _MORE = 2**11, 16
+# The share of its time that the runs take.
+_RUNS = 0.3
 
 
 def _hold(study: Study, wrong: str = "") -> Found:
@@ -61,6 +63,7 @@ def _hold(study: Study, wrong: str = "") -> Found:
     found: dict[str, list[Verdict]] = defaultdict(list)
     runs = study.once(_runs, wrong if wrong != "half the certificate" else "")
     for number, (case, run) in enumerate(runs):
+        study.tell(_RUNS + (1 - _RUNS) * number / len(runs))
         held = list(_held(case, run, number, wrong))
         if not wrong and any(one.status == INCONCLUSIVE for one in held):
             again = _run(study, case, number, look=1)
@@ -85,7 +88,11 @@ def _runs(study: Study, wrong: str) -> list[tuple[Setting, Run]]:
         cases = family(12, rng=study.rng, method="SGD", tilt=-0.1)
     else:
         cases = family(12 if study.quick else 60, rng=study.rng)
-    return [(case, _run(study, case, number)) for number, case in enumerate(cases)]
+    runs = []
+    for number, case in enumerate(cases):
+        study.tell(_RUNS * number / len(cases))
+        runs.append((case, _run(study, case, number)))
+    return runs
 
 
 def _run(study: Study, case: Setting, number: int, look: int = 0) -> Run:
@@ -256,4 +263,5 @@ BOUNDS_HOLD = Claim(
     },
     figure="bounds",
     draw=_draw,
+    seconds=22,
 )

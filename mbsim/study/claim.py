@@ -29,8 +29,9 @@ How to add a claim, in about thirty lines:
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -47,18 +48,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BATCH", "RATE", "Claim", "Study", "draw_curves", "points"]
+__all__ = ["BATCH", "RATE", "Claim", "Study", "draw_curves", "examined", "points"]
 
 Array = NDArray[np.float64]
 # What a claim measured, and its details.
 Found = tuple[Sequence[Comparison], dict[str, Any]]
 # The details of a claim, under "", and of each of its controls, under its name.
 Details = Mapping[str, dict[str, Any]]
+# What comes of a claim and its controls, the seconds each took, and the pictures.
+Examined = tuple[dict[str, Verdict], dict[str, float], dict[str, bytes]]
 Points = list[dict[str, float]]
 T = TypeVar("T")
 
 # The false-positive rate of one comparison, and the batch size of most claims.
 RATE, BATCH = 0.001, 64
+
+
+def _tell_nobody(share: float) -> None:
+    """Nobody watches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +75,12 @@ class Study:
     Attributes:
         quick: fewer steps, problems and replicates.
         rng: the seed, an integer.
+        tell: told by a long claim, as a share, how much of its work is done.
     """
 
     quick: bool = False
     rng: int = 0
+    tell: Callable[[float], None] = field(default=_tell_nobody, repr=False, compare=False)
     _done: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -119,6 +128,7 @@ class Claim:
         figure: the name of the file that `draw` is for.
         draw: ``draw(figure, details)`` draws the details of the claim, ``details[""]``, and of
             controls, which are under their names.
+        seconds: about how long it takes, with its controls: the longest are begun first.
     """
 
     name: str
@@ -128,6 +138,7 @@ class Claim:
     controls: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     figure: str = ""
     draw: Callable[[Figure, Details], None] | None = None
+    seconds: float = 1.0
 
     def verdict(self, study: Study, *, control: str = "") -> Verdict:
         """What comes of the claim, or of one of its controls.
@@ -148,6 +159,25 @@ class Claim:
             seed=study.rng,
             details=details,
         )
+
+    def pictures(self, details: Details) -> dict[str, bytes]:
+        """Its figure as PNG and SVG, by file name; nothing where none shows it."""
+        return plots.pictures(self.figure, self.draw, details) if self.draw else {}
+
+
+def examined(claim: Claim, study: Study, tell: Callable[[float], None]) -> Examined:
+    """What comes of a claim (under "") and of its controls, the seconds it took, its pictures."""
+    names = ("", *claim.controls)
+    verdicts: dict[str, Verdict] = {}
+    seconds: dict[str, float] = {}
+    study = replace(study, tell=lambda share: tell((len(verdicts) + share) / len(names)))
+    for name in names:
+        since = time.perf_counter()
+        verdicts[name] = claim.verdict(study, control=name)
+        study.tell(0.0)
+        seconds[claim.name + (f", {name}" if name else "")] = time.perf_counter() - since
+    details = {name: verdict.to_dict()["details"] for name, verdict in verdicts.items()}
+    return verdicts, seconds, claim.pictures(details)
 
 
 def points(x: Iterable[float], samples: Iterable[Array]) -> Points:

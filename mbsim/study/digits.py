@@ -77,4 +77,5 @@ TRAINING_SWEET_SPOT = Claim(
     controls={"no canaries": {"canary_fraction": 0.0}},
     figure="digits",
     draw=_draw,
+    seconds=19,
 )

@@ -7,7 +7,8 @@ run. It is not the bias, of which it is only the limit for small step sizes (the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,7 @@ __all__ = [
     "BIAS_STAYS",
     "SWEET_SPOT",
     "draw_trajectories",
+    "drawn_trajectories",
     "floor_sq",
     "inside_against_ends",
     "trajectories",
@@ -118,6 +120,7 @@ BIAS_STAYS = Claim(  # its control is the next claim
     ),
     source="[Wang2024] Theorem 4.2; theory page, sections 5 and 6",
     run=_bias_stays,
+    seconds=2,
 )
 
 BIAS_NEEDS_SKEW = Claim(
@@ -128,6 +131,7 @@ BIAS_NEEDS_SKEW = Claim(
     source="ours, not the paper's: theory page, section 6",
     run=_bias_needs_skew,
     controls={"skewed noise": {"noise": "skewed"}},
+    seconds=3,
 )
 
 
@@ -138,8 +142,10 @@ def _floors_sq(study: Study, noise: str, draggers: bool) -> tuple[float, dict[in
     """The step size, and the squared floors of every replicate for each b."""
     step_size, steps = (0.02, 1000) if study.quick else (0.01, 3000)
     problem = half_square(LAWS[noise], STRONG if draggers else NONE)
-    seeds, found = study.seeds(f"sweet-spot {noise} {draggers}"), {}
+    seeds = study.seeds(f"sweet-spot {noise} {draggers}")
+    found: dict[int, Array] = {}
     for b in study.sizes:
+        study.tell(len(found) / len(study.sizes))
         setting = Setting(problem, MicroBatchClipping(b), BATCH, step_size, steps)
         found[b] = floor_sq(setting, replicates=study.replicates, rng=next(seeds))
     return step_size, found
@@ -194,6 +200,7 @@ SWEET_SPOT = Claim(
     },
     figure="floor",
     draw=_draw_floors,
+    seconds=17,
 )
 
 # ------------------------------------------------------------------ trajectories: a figure only
@@ -231,3 +238,11 @@ def draw_trajectories(figure: Figure, curves: dict[str, Any]) -> None:
         axes.set_title(f"{name} noise, η = {curves['step_size']:g}")
     panels[0].set_ylabel("mean ‖∇L(w_T)‖²")
     panels[0].legend()
+
+
+def drawn_trajectories(
+    study: Study, tell: Callable[[float], None]
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What :func:`trajectories` returns, and its pictures."""
+    curves = trajectories(replace(study, tell=tell))
+    return curves, plots.pictures("trajectories", draw_trajectories, curves)

@@ -86,7 +86,8 @@ def _advised(study: Study) -> list[tuple[dict[int, float], dict[str, int]]]:
     draw = np.random.default_rng(study.seed("regrets"))
     number = 0
     found: list[tuple[dict[int, float], dict[str, int]]] = []
-    while len(found) < (4 if study.quick else 20):
+    while len(found) < (wanted := 4 if study.quick else 20):
+        study.tell(len(found) / wanted)
         problem, step_size = _advised_problem(number, draw)
         steps, floors_sq = round((12 if study.quick else 20) / step_size), {}
         for b in _SIZES:
@@ -153,6 +154,7 @@ SWEET_SPOT_PREDICTED = Claim(
     controls={"advice shuffled": {"shuffled": True}},
     figure="regret",
     draw=_draw_regret,
+    seconds=28,
 )
 
 # ---------------------------------------------------------------------------- interior-bias
@@ -253,4 +255,5 @@ INTERIOR_BIAS = Claim(
     controls={"symmetric noise": {"noise": "symmetric"}},
     figure="interior",
     draw=_draw_interior,
+    seconds=8.5,
 )

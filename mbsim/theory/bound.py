@@ -230,7 +230,7 @@ def _lowest_point() -> tuple[tuple[sympy.Symbol, ...], sympy.Expr, sympy.Expr]:
     x, *letters = (sympy.Dummy(letter, positive=True) for letter in "xabcd")
     quadratic, linear, constant, pole = letters
     slope = 2 * quadratic * x + linear
-    roots = sympy.solve(slope * (x - pole) - (quadratic * x**2 + linear * x + constant), x)
+    roots = sympy.roots(slope * (x - pole) - (quadratic * x**2 + linear * x + constant), x)
     (lowest,) = (root for root in roots if root.is_positive)
     return tuple(letters), lowest, sympy.expand(slope.subs(x, lowest))
 
@@ -287,7 +287,7 @@ def tuned_bound(bound: Bound) -> Bound:
     for condition in bound.conditions:
         if condition.name != "step_size":
             conditions.append(condition)
-        elif sympy.simplify(condition.limit * pole) != 1:
+        elif sympy.cancel(condition.limit * pole) != 1:
             ratio = condition.limit * inverse
             (horizon,) = sympy.solve(ratio - 1, T, check=False, simplify=False)
             why = "on a shorter horizon the tuned step is longer than the theorem allows"

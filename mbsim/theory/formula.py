@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -216,6 +216,7 @@ def as_latex(expression: sympy.Basic) -> str:
     return _printed(sympy.latex, expression)
 
 
+@lru_cache(maxsize=256)  # a verdict says its bound, and a bound is held against many runs
 def as_text(expression: sympy.Basic) -> str:
     """An expression or a relation as one line of plain text."""
     return _printed(_Text().doprint, expression)

@@ -22,6 +22,7 @@ needs no condition on T, and for SGD its constant is half as large.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import sympy
@@ -332,6 +333,7 @@ def bias_bound(form: str = "plain") -> Bound:
     )
 
 
+@cache
 def optimal_micro_batch_size() -> Formula:
     """The b, not rounded, where the closed bias is smallest: the root of its derivative.
 
@@ -449,6 +451,7 @@ def second_moment_bound(*, averaging: bool = False) -> Bound:
     )
 
 
+@cache
 def _second_moment(*, averaging: bool) -> tuple[tuple[str, ...], tuple[sympy.Expr, sympy.Expr]]:
     """What a bound on M assumes besides, and its coefficients of r² and of 1."""
     if not averaging:

@@ -1,6 +1,7 @@
 """Bounds held against runs: assumptions that are measured, both sides, verdicts, controls."""
 
 import dataclasses
+import functools
 import math
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 
 import mbsim
 from mbsim import theory
+from mbsim.checking import formulas
 from mbsim.checking.assumptions import measure_assumptions, parts_of
 from mbsim.checking.check import Examination, settings_of
 from mbsim.checking.family import drawn, family, setting_of
@@ -33,6 +35,28 @@ def run_of(made, method=None, *, steps=100, step_size=0.05, replicates=64, **mor
     method = method or mbsim.MicroBatchClipping(4)
     settings = {"batch_size": 32, "step_size": step_size, "steps": steps, "rng": 0}
     return mbsim.simulate(made, method, replicates=replicates, **settings, **more)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def each_problem_runs_once():
+    """Seeds decide a run and what is measured on it: formulas held against the same share them."""
+
+    @functools.lru_cache(maxsize=128)
+    def run(setting, replicates, entropy, spawn_key):
+        seed = np.random.SeedSequence(entropy, spawn_key=spawn_key)
+        return run_setting(setting, replicates=replicates, rng=seed)
+
+    run_setting = formulas.run_setting
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            formulas,
+            "run_setting",
+            lambda setting, *, replicates, rng: run(
+                setting, replicates, rng.entropy, rng.spawn_key
+            ),
+        )
+        patched.setattr(formulas, "Examination", functools.lru_cache(maxsize=128)(Examination))
+        yield
 
 
 def refuted(run):

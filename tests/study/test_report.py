@@ -4,6 +4,7 @@ import json
 import pickle
 import struct
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
@@ -11,13 +12,14 @@ import mbsim
 from mbsim._shared.records import to_json
 from mbsim.study.claim import Claim, Study
 from mbsim.study.floors import BIAS_NEEDS_SKEW, BIAS_STAYS, SWEET_SPOT
+from mbsim.study.rates import CLIPPING_AHEAD_EARLY
 from mbsim.study.report import CLAIMS, draw_report, expected_statuses, reproduce
 
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
-    return reproduce(folder, quick=True), folder
+    return reproduce(folder, quick=True, workers=2), folder
 
 
 def test_every_claim_and_control_has_the_committed_status(reproduced):
@@ -62,7 +64,12 @@ def test_figures_are_pictures_and_the_report_is_json(reproduced):
         assert ET.parse(folder / f"{name}.svg").getroot().tag.endswith("svg")
     written = json.loads((folder / "report.json").read_text("utf-8"))
     assert written == json.loads(to_json(report.to_dict()))
-    assert set(written["made_with"]) >= {"mbsim", "numpy", "seconds"}
+    assert set(written["made_with"]) >= {"mbsim", "numpy"}
+    assert [verdict.claim for verdict in report.verdicts] == [claim.name for claim in CLAIMS]
+    assert {*report.seconds} == {
+        *(name.removeprefix("control of ").replace(": ", ", ") for name, *_ in report.rows()),
+        "all",
+    }
 
 
 def test_the_same_seed_gives_the_same_verdict_and_the_same_pictures_byte_for_byte(
@@ -75,6 +82,40 @@ def test_the_same_seed_gives_the_same_verdict_and_the_same_pictures_byte_for_byt
     assert BIAS_NEEDS_SKEW.verdict(Study(quick=True, rng=1)).to_dict() != first.to_dict()
     for path in draw_report(json.loads((folder / "report.json").read_text()), tmp_path):
         assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
+
+
+def test_the_number_of_workers_changes_no_byte(reproduced, tmp_path, monkeypatch):
+    """A few claims once more, with one worker; all had two."""
+    report, folder = reproduced
+    few = {claim.name: claim for claim in (CLIPPING_AHEAD_EARLY, BIAS_STAYS, BIAS_NEEDS_SKEW)}
+    monkeypatch.setattr("mbsim.study.report.CLAIMS", tuple(few.values()))
+    alone = reproduce(tmp_path, quick=True, workers=1)
+    chosen = replace(
+        report,
+        verdicts=tuple(verdict for verdict in report.verdicts if verdict.claim in few),
+        controls=tuple(pair for pair in report.controls if pair[1].claim in few),
+    )
+    assert (tmp_path / "report.json").read_text("utf-8") == to_json(chosen.to_dict())
+    assert [what for what, _ in alone.controls] == ["no draggers", "skewed noise"]
+    pictures = {path.name for path in tmp_path.iterdir()} - {"report.json"}
+    assert pictures == {
+        f"{x}.{form}" for x in ("horizon", "trajectories") for form in ("png", "svg")
+    }
+    for name in pictures:
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def _broken(study):
+    raise ZeroDivisionError("no such number")
+
+
+def test_a_claim_that_raises_is_named_and_nothing_is_written(tmp_path, monkeypatch):
+    broken = Claim(name="broken", statement="It is so.", source="a test", run=_broken)
+    monkeypatch.setattr("mbsim.study.report.CLAIMS", (BIAS_STAYS, broken))
+    with pytest.raises(ZeroDivisionError, match="no such number") as caught:
+        reproduce(tmp_path, quick=True, workers=2)
+    assert caught.value.__notes__ == ["(in broken)"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_change_of_verdict_is_news(reproduced, monkeypatch):
@@ -98,6 +139,8 @@ def test_the_report_reads_well(reproduced):
         ({"rng": 1.5}, "rng=1.5 must be an integer"),
         ({"out": "/dev/null/figures"}, "out='/dev/null/figures' must be a folder"),
         ({"out": None}, "out=None must be a folder"),
+        ({"workers": 0}, "workers=0 must be an integer of at least 1"),
+        ({"workers": "two"}, "workers='two' must be an integer"),
     ],
 )
 def test_bad_calls_are_refused_before_any_work(arguments, message):

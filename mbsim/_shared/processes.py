@@ -1,0 +1,126 @@
+"""Work in processes: the same results whatever their number, and none of them left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from mbsim._shared.progress import progress, quiet
+
+__all__ = ["Job", "in_processes", "processors"]
+
+# What keeps the libraries of linear algebra on one thread, if it is set before they are loaded.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+# Of a worker: how many there are, and where it says what it has done.
+_workers = 1
+_told: Any = None
+
+
+class Job(NamedTuple):
+    """A call that a process makes: ``function(*arguments, tell)``.
+
+    The function says ``tell(share)`` when it has done that share of its work. It, its arguments and
+    what it returns must be such as can be pickled. `seconds` is about how long it takes.
+    """
+
+    name: str
+    seconds: float
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def processors() -> int:
+    """How many processors this process may keep busy; a worker has its share of them."""
+    seen = hasattr(os, "sched_getaffinity")
+    found = len(os.sched_getaffinity(0)) if seen else os.cpu_count() or 1
+    return max(1, found // _workers)
+
+
+def in_processes(jobs: Sequence[Job], *, workers: int, text: str) -> list[Any]:
+    """What every job returns, in the order of the jobs; the longest are begun first.
+
+    Processes are spawned, as this is right on every system. They import neither the caller's script
+    again nor hear its Ctrl-C: they end when this process lets go of them, or ends in any way.
+
+    Raises:
+        Exception: the first that a job raises, with a note that names the job.
+    """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, wait
+
+    context = multiprocessing.get_context("spawn")
+    held, hold = context.Pipe(duplex=False)
+    told = context.SimpleQueue()
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), context, initializer=_begin, initargs=(held, told, workers)
+    )
+    shares = [0.0] * len(jobs)
+    with progress(sum(job.seconds for job in jobs), text) as bar, hold, pool:
+        try:
+            with _unseen():
+                order = sorted(range(len(jobs)), key=lambda i: -jobs[i].seconds)
+                began = {i: pool.submit(_do, i, jobs[i]) for i in order}
+            pending = {*began.values()}
+            while pending:
+                done, pending = wait(pending, timeout=0.1, return_when="FIRST_EXCEPTION")
+                while not told.empty():
+                    number, shares[number] = told.get()
+                bar.update(sum(s * job.seconds for s, job in zip(shares, jobs, strict=True)))
+                for future in done:
+                    future.result()
+        except BaseException:
+            hold.close()
+            raise
+    return [began[i].result() for i in range(len(jobs))]
+
+
+@contextmanager
+def _unseen() -> Iterator[None]:
+    """What is spawned in the body sees no script of the caller, and is deaf to Ctrl-C."""
+    main, deaf = sys.modules["__main__"], hasattr(signal, "pthread_sigmask")
+    sys.modules["__main__"] = ModuleType("__main__")
+    if deaf:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if deaf:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _begin(held: Any, told: Any, workers: int) -> None:
+    """Make a worker of this process."""
+    import threading
+
+    global _workers, _told
+    _workers, _told = workers, told
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    quiet()
+
+    def watch() -> None:
+        try:
+            held.recv()
+        except EOFError:  # nobody holds the other end any more
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _do(number: int, job: Job) -> Any:
+    def tell(share: float) -> None:
+        _told.put((number, share))
+
+    try:
+        found = job.function(*job.arguments, tell)
+    except Exception as error:
+        error.add_note(f"(in {job.name})")
+        raise
+    tell(1.0)
+    return found
