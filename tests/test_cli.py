@@ -187,15 +187,15 @@ def test_advice_on_a_file(run, tmp_path):
     ("arguments", "message"),
     [
         (("none.npy",), "must be an .npy file"),
-        (("grads.npy", "--batch-size", "64"), "at most the number of examples, 20"),
+        (("grads.npy", "--batch-size", "64"), "at most the number of examples, 30"),
         (("grads.npy", "--plot", "out.gif"), "must end in .png, .svg or .pdf"),
         (("grads.npy", "--target", "none.npy"), "target="),
-        (("grads.npy", "--target", "grads.npy"), "target has 80 coordinates"),
+        (("grads.npy", "--target", "grads.npy"), "target has 120 coordinates"),
     ],
 )
 def test_bad_advice_is_one_line_and_exit_2(run, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    np.save("grads.npy", np.random.default_rng(0).standard_normal((20, 4)))
+    np.save("grads.npy", np.random.default_rng(0).standard_normal((30, 4)))
     code, out, err = run("advise", *arguments)
     assert (code, out) == (2, "")
     assert message in err
