@@ -380,10 +380,15 @@ class _Field:
 
     def __init__(self, train: Train, batch_size: int, steps: int, seed: int) -> None:
         self.train, self.batch_size, self.steps, self.seed = train, batch_size, steps, seed
-        self.cost = 0.0
+        self.spent = 0  # steps of training, all together
         self.size: int | None = None
         self._state: dict[Candidate, tuple[Any, int]] = {}
         self._losses: dict[Candidate, Array] = {}
+
+    @property
+    def cost(self) -> float:
+        """What was spent, in training runs."""
+        return self.spent / self.steps
 
     def run(self, kept: list[Candidate], until: int) -> list[Candidate]:
         """Train everybody on to step `until`; who has diverged has, and costs nothing. Ranked."""
@@ -395,7 +400,7 @@ class _Field:
                 continue
             self._losses[one], state = self.call(one, until, state)
             self._state[one] = state, until
-            self.cost += (until - done) / self.steps
+            self.spent += until - done
         return sorted(kept, key=self.loss)
 
     def call(self, one: Candidate, until: int, state: Any) -> tuple[Array, Any]:
@@ -503,7 +508,7 @@ def _middle(field: _Field) -> float:
         if power not in tried:
             one = Candidate(micro_batch_size=field.batch_size, step_size=4.0**power)
             losses, _ = field.call(one, short, None)
-            field.cost += short / field.steps
+            field.spent += short
             tried[power] = float(losses.mean())
         return tried[power] if math.isfinite(tried[power]) else math.inf
 
