@@ -465,3 +465,16 @@ def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch):
     with pytest.raises(ModuleNotFoundError, match=r"'microbatch-clipping\[data\]'") as caught:
         digits_splits(1, rng=0)
     assert caught.value.name == "sklearn"
+
+
+def test_records_may_be_named_and_are_those_of_every_so_many_steps():
+    data = digits_splits(1, rng=0)
+    every, named = (
+        train(data, SGD(), step_size=0.5, steps=30, record_every=when, rng=0)
+        for when in (10, [10, 20])
+    )
+    assert every.steps.tolist() == named.steps.tolist() == [10, 20, 30]
+    np.testing.assert_array_equal(every.validation_loss, named.validation_loss)
+    for bad in ([20, 10], [10, 40], [0]):
+        with pytest.raises(InvalidArgument, match=r"^record_every="):
+            train(data, SGD(), step_size=0.5, steps=30, record_every=bad, rng=0)
