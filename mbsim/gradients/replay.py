@@ -232,6 +232,15 @@ class Together:
         batch: B; `sizes`: every b; `rules`: the rules.
         replacement: whether the examples of a batch are drawn with replacement.
         seed: what batches are drawn from.
+
+    >>> import mbsim
+    >>> deviations = np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    >>> together = Together(
+    ...     deviations=deviations @ deviations.T, along=deviations @ [1.0, 0.0], target_norm=1.0,
+    ...     batch=4, sizes=(2, 4), rules=(mbsim.clipping.SmallestNorm(),),
+    ...     replacement=False, seed=SeedSequence(0))
+    >>> together.ends(np.full((1, 2, 1), 0.5), steps=3)[0, 1]  # SGD sees the mean: 0.5² a step
+    array([0.015625])
     """
 
     deviations: Array
