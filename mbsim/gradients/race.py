@@ -4,11 +4,10 @@ Everybody starts, with the same seed, and after a few steps the worst are droppe
 on from where they stopped. The losses of the race are held-out losses, and its budget is counted in
 training runs. In the end two are left, SGD at its best step size always among them.
 
-Source: successive halving from Jamieson and Talwalkar (AISTATS 2016). Implementations that were
-looked at (scikit-learn, SMAC, Optuna, dask-ml) either start every training anew, as scikit-learn's
-search must, which clones its estimators, or come with a scheduler; the race itself is short. Two
-things are ours. A candidate brings along the next smaller step size of its kind, for large step
-sizes get ahead early and fall behind late. And how fast the field shrinks is fitted to the budget.
+Source: successive halving from Jamieson and Talwalkar (AISTATS 2016). scikit-learn's search starts
+every training anew, for it clones its estimators; the race itself is short. Two things are ours. A
+candidate brings along the next smaller step size of its kind, for large step sizes get ahead early
+and fall behind late. And how fast the field shrinks is fitted to the budget.
 """
 
 from __future__ import annotations
