@@ -35,7 +35,7 @@ installed = metadata.distribution(PROJECT["name"])
 assert installed.version == PROJECT["version"]
 files = {str(file) for file in installed.files or ()}
 for path in (ROOT / "mbsim").rglob("*"):
-    if path.is_file() and path.suffix != ".pyc":
+    if path.is_file() and path.parent.name != "__pycache__":
         assert str(path.relative_to(ROOT)) in files, f"{path} is not in the distribution"
 
 # What it takes here is a tenth of this; the rest is for a busy machine.
