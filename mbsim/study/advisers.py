@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import warnings
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
 from mbsim import plots, statistics
 from mbsim.errors import divisors
 from mbsim.gradients import training
 from mbsim.gradients.race import Candidate, race, schedule
-from mbsim.methods import SGD, MicroBatchClipping
+from mbsim.methods import MicroBatchClipping
 from mbsim.study import tables
 from mbsim.study.claim import BATCH, RATE, Claim, Details, Found, Study
 from mbsim.verdicts import Comparison
@@ -38,10 +35,6 @@ _TABLES = (
 _QUICK = ("clean", "25 % wrong labels", "canaries")
 _SHARES = {"clean": 0.0, "25 % wrong labels": 0.25}  # of the others it is a tenth
 _NAIVE = ("SGD", "b = 1", "b = 1/p")
-# Whether advice takes part: mbsim.gradients.advice, which is not there yet. With it the claim has
-# two more comparisons, and the race that advice narrows to three b, four training runs.
-_ADVISED, _NARROW_BUDGET = False, 4.0
-_TARGETS = ("held-out", "mean")
 
 
 class _Trained(NamedTuple):
@@ -53,7 +46,6 @@ class _Trained(NamedTuple):
         seen: held-out losses of the race's order, ``[b, step size, stop]``; NaN: diverged.
         truth: those of the other orders, their mean, at the end, ``[b, step size]``; and the same
             on test examples, which nobody has seen.
-        advised: the number of the b that advice names, by its target.
     """
 
     table: str
@@ -62,10 +54,9 @@ class _Trained(NamedTuple):
     seen: Array
     truth: Array
     test: Array
-    advised: dict[str, int]
 
 
-def _agrees(study: Study, shuffled: bool = False, target: str = "held-out") -> Found:
+def _agrees(study: Study, shuffled: bool = False) -> Found:
     """The regret of the race is at most 1.01 in the median and 1.06 at the 90 % point.
 
     Softmax regression, B = 64, 300 steps, nine step sizes, every divisor of B. The race, which has
@@ -77,9 +68,6 @@ def _agrees(study: Study, shuffled: bool = False, target: str = "held-out") -> F
     Shuffled, the race's runs carry the labels of other b. The details have the regrets on test
     examples too, that of b alone, the step size set right, and that of training everything once,
     in the order that the race sees: 63 training runs.
-
-    Advice looks at the gradients where tuned SGD ends; it, too, is given the best step size. The
-    race that it narrows has its b, the divisors beside it and SGD, at five step sizes.
     """
     trained = study.once(_exhaustive)
     draw = np.random.default_rng(study.seed("labels of b"))
@@ -87,7 +75,7 @@ def _agrees(study: Study, shuffled: bool = False, target: str = "held-out") -> F
     costs = []
     for one in trained:
         labels = draw.permutation(len(_SIZES)) if shuffled else np.arange(len(_SIZES))
-        chosen, cost = _choices(one, labels, target)
+        chosen, cost = _choices(one, labels)
         costs.append(cost)
         for name, choice in chosen.items():
             choices.setdefault(name, []).append(choice)
@@ -103,7 +91,7 @@ def _agrees(study: Study, shuffled: bool = False, target: str = "held-out") -> F
     return _comparisons(trained, regrets), {
         "settings": [[one.table, one.contamination] for one in trained],
         "micro_batch_size": [_SIZES[b] for b, _ in choices["race"]],
-        "cost": {name: float(np.mean([cost[name] for cost in costs])) for name in costs[0]},
+        "cost": {"race": float(np.mean(costs))},
         "regret": {name: _summary(values) for name, values in regrets.items()},
         "every_regret": regrets,
     }
@@ -115,12 +103,10 @@ def _regret(losses: Array, b: int, eta: int | None) -> float:
 
 
 def _choices(
-    one: _Trained, labels: NDArray[np.int64], target: str
-) -> tuple[dict[str, tuple[int, int | None]], dict[str, float]]:
-    """What everybody chooses (the numbers of b and of the step size), and what races spent."""
-    everything = [(b, eta) for b in range(len(_SIZES)) for eta in range(len(_STEP_SIZES))]
-    raced, cost = _raced(one, labels, everything, _BUDGET)
-    costs = {"race": cost}
+    one: _Trained, labels: NDArray[np.int64]
+) -> tuple[dict[str, tuple[int, int | None]], float]:
+    """What everybody chooses (the numbers of b and of the step size), and what the race spent."""
+    raced, cost = _raced(one, labels)
     p = max(_SHARES.get(one.contamination, 0.1), 1 / BATCH)
     guess = min(range(len(_SIZES)), key=lambda b: abs(math.log(p * _SIZES[b])))
     last = np.nan_to_num(one.seen[labels, :, -1], nan=np.inf)
@@ -130,19 +116,7 @@ def _choices(
         **dict(zip(_NAIVE, ((len(_SIZES) - 1, None), (0, None), (guess, None)), strict=True)),
         "everything, one order": (int(b), int(eta)),
     }
-    if one.advised:
-        advised = int(labels[one.advised[target]])
-        near = {len(_SIZES) - 1, *_beside(advised)}
-        few = [(b, eta) for b, eta in everything if b in near and eta % 2 == 0]
-        found["narrowed race"], costs["narrowed race"] = _raced(one, labels, few, _NARROW_BUDGET)
-        found["advice"] = (advised, None)
-    return found, costs
-
-
-def _beside(b: int) -> range:
-    """Three b that follow each other, that of number `b` in the middle where there is room."""
-    first = min(max(b - 1, 0), len(_SIZES) - 3)
-    return range(first, first + 3)
+    return found, cost
 
 
 def _summary(values: list[float]) -> dict[str, float]:
@@ -152,12 +126,10 @@ def _summary(values: list[float]) -> dict[str, float]:
 
 def _comparisons(trained: list[_Trained], regrets: dict[str, list[float]]) -> list[Comparison]:
     found, mine = [], regrets["race"]
-    limits = {"race": (1.01, 1.06), "narrowed race": (1.01, 1.06), "advice": (1.05, 1.3)}
-    for name in (name for name in limits if name in regrets):
-        for words, q, limit in zip(("median", "90 % point"), (0.5, 0.9), limits[name], strict=True):
-            what = f"{words} of the regret of the {name} over {len(mine)} settings"
-            measured = statistics.quantile(regrets[name], q, false_positive_rate=RATE)
-            found.append(Comparison(what=what, measured=measured, relation="below", limit=limit))
+    for words, q, limit in (("median", 0.5, 1.01), ("90 % point", 0.9, 1.06)):
+        what = f"{words} of the regret of the race over {len(mine)} settings"
+        measured = statistics.quantile(mine, q, false_positive_rate=RATE)
+        found.append(Comparison(what=what, measured=measured, relation="below", limit=limit))
     names = sorted({one.table for one in trained})
     for rival in _NAIVE:
         more = np.log(np.array(regrets[rival]) / mine)
@@ -171,9 +143,7 @@ def _comparisons(trained: list[_Trained], regrets: dict[str, list[float]]) -> li
 def _exhaustive(study: Study) -> list[_Trained]:
     """Every b at every step size, on every table and contamination, in three orders."""
     count = len(_SIZES) * len(_STEP_SIZES)
-    plans = [schedule(count, _BUDGET, _STEPS)]
-    plans += [schedule(few, _NARROW_BUDGET, _STEPS) for few in (15, 20)]  # three b, or SGD beside
-    stops = sorted({stop for plan in plans for _, stop in plan})
+    stops = [stop for _, stop in schedule(count, _BUDGET, _STEPS)]
     kinds = _QUICK if study.quick else tuple(tables.CONTAMINATIONS)
     names = _TABLES[:4] if study.quick else _TABLES
     found: list[_Trained] = []
@@ -198,54 +168,26 @@ def _exhaustive(study: Study) -> list[_Trained]:
             ends = [held_out[:, 1:, :, -1], np.array([run.test_loss[1:, :, -1] for run in runs])]
             truth, test = (np.nan_to_num(end, nan=np.inf).mean(axis=1) for end in ends)
             seen = held_out[:, 0]
-            advised = _advised(data, seen[-1, :, -1], seed) if _ADVISED else {}
-            found.append(_Trained(table, contamination, stops, seen, truth, test, advised))
+            found.append(_Trained(table, contamination, stops, seen, truth, test))
     return found
 
 
-def _advised(data: training.Splits, losses: Array, seed: SeedSequence) -> dict[str, int]:
-    """The number of the b that advice names, by its target, where SGD ends that was tuned."""
-    advise = import_module("mbsim.gradients.advice").advise
-    eta = _STEP_SIZES[np.nanargmin(losses)]
-    sgd = training.train(data, SGD(), step_size=eta, steps=_STEPS, batch_size=BATCH, rng=seed)
-    mine = _gradients(sgd.weights[0], data.train_inputs[0], data.train_labels[0])
-    held_out = _gradients(sgd.weights[0], data.validation_inputs[0], data.validation_labels[0])
-    targets = dict(zip(_TARGETS, (held_out.mean(axis=0), "mean"), strict=True))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the mean as target is SGD by construction
-        named = {
-            name: advise(mine, batch_size=BATCH, target=target, steps=_STEPS).micro_batch_size
-            for name, target in targets.items()
-        }
-    return {name: _SIZES.index(b) for name, b in named.items()}
-
-
-def _gradients(weights: Array, inputs: Array, labels: NDArray[np.int64]) -> Array:
-    """The gradients of softmax regression, ``[N, K·D]``."""
-    logits = inputs @ weights.T
-    chances = np.exp(logits - logits.max(axis=1, keepdims=True))
-    residuals = chances / chances.sum(axis=1, keepdims=True)
-    residuals[np.arange(len(labels)), labels] -= 1
-    return (residuals[:, :, None] * inputs[:, None, :]).reshape(len(inputs), -1)
-
-
-def _raced(
-    one: _Trained, labels: NDArray[np.int64], raced: list[tuple[int, int]], budget: float
-) -> tuple[tuple[int, int], float]:
-    """What a race chooses (the numbers of b and of the step size), and what it spent.
+def _raced(one: _Trained, labels: NDArray[np.int64]) -> tuple[tuple[int, int], float]:
+    """What the race chooses (the numbers of b and of the step size), and what it spent.
 
     Its trainings are looked up: they were done, with one seed, for all b and step sizes at once.
     """
     places = {
-        Candidate(micro_batch_size=_SIZES[b], step_size=float(_STEP_SIZES[eta])): (b, eta)
-        for b, eta in raced
+        Candidate(micro_batch_size=size, step_size=float(step_size)): (b, eta)
+        for b, size in enumerate(_SIZES)
+        for eta, step_size in enumerate(_STEP_SIZES)
     }
 
     def train(candidate: Candidate, *, steps: int, seed: int, state: Any) -> tuple[float, Any]:  # noqa: ARG001
         b, eta = places[candidate]
         return float(one.seen[labels[b], eta, one.stops.index(steps)]), state
 
-    found = race(train, list(places), batch_size=BATCH, steps=_STEPS, budget=budget)
+    found = race(train, list(places), batch_size=BATCH, steps=_STEPS, budget=_BUDGET)
     return places[found.candidate], found.cost
 
 
@@ -253,8 +195,7 @@ def _draw(figure: Figure, details: Details) -> None:
     """Held-out loss at what was chosen over the lowest: a dot for every setting."""
     axes = figure.subplots()
     every = details[""]["every_regret"]
-    names = [name for name in ("race", "narrowed race", "advice", *_NAIVE) if name in every]
-    rows = {name: every[name] for name in reversed(names)}
+    rows = {name: every[name] for name in reversed(("race", *_NAIVE))}
     plots.dots(axes, rows, numbers=[2 if name in _NAIVE else 0 for name in rows])
     axes.set_xscale("log")
     plots.plain_numbers(axes.xaxis)
@@ -271,10 +212,7 @@ ADVISOR_AGREES = Claim(
     ),
     source="this project's own; the tables are scikit-learn's and KEEL's",
     run=_agrees,
-    controls={
-        "labels of b shuffled": {"shuffled": True},
-        **({"advice for the training mean": {"target": "mean"}} if _ADVISED else {}),
-    },
+    controls={"labels of b shuffled": {"shuffled": True}},
     figure="advisers",
     draw=_draw,
     seconds=50.0,
