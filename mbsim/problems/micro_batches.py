@@ -22,7 +22,7 @@ from scipy import special
 
 from mbsim._shared.seeds import states
 from mbsim._shared.values import value
-from mbsim.compiled.twins import twin_of
+from mbsim.compiled.twins import Twin, twin_of
 from mbsim.problems.draggers import Draggers
 from mbsim.problems.lengths import is_plain, not_plain, unit_of
 from mbsim.problems.problem import Problem
@@ -90,7 +90,8 @@ def draw_micro_batches(
     from mbsim.compiled import step
 
     b = micro_batch_size
-    counts, room = draw_rows(problem, b, math.prod(shape), states(rng, 1), rng)
+    law = twin_of("noise", problem.noise)
+    counts, room = draw_rows(problem, law, b, math.prod(shape), states(rng, 1), rng)
     benign = (counts / b).reshape(shape)
     return MicroBatches(
         benign=benign,
@@ -102,11 +103,11 @@ def draw_micro_batches(
 
 
 def draw_rows(
-    problem: Problem, b: int, count: int, state: Any, rng: Generator
+    problem: Problem, law: Twin | None, b: int, count: int, state: Any, rng: Generator
 ) -> tuple[NDArray[np.int64], Array]:
     """`count` micro-batches as the compiled step holds them: benign examples in each, and rows.
 
-    Everything comes from the stream `state`, but for noise laws that are not compiled, whose
+    Everything comes from the stream `state`, but for a noise law without the twin `law`, whose
     ``mean_of`` draws from `rng`.
     """
     from mbsim.compiled import step
@@ -114,7 +115,6 @@ def draw_rows(
     sizes, model = numbers_of(problem, count, b)
     counts, room = np.empty(count, np.int64), np.empty((step.ROWS, count))
     step.draw_counts(state[0], *table_of(b, problem.draggers.probability), counts)
-    law = twin_of("noise", problem.noise)
     if law is None:
         room[step.NOISE], room[step.ACROSS] = problem.noise.mean_of(counts, problem.benign_dim, rng)
     else:

@@ -8,8 +8,8 @@ exactly the law of the reference engine. The step is compiled (:mod:`mbsim.compi
 the theory page, section 9.
 
 Where the loss, the noise law and the rule are compiled too, a replicate is advanced by itself, from
-a stream of its own. Where one of them is not, all three are called for a whole lane of replicates
-at a time, in NumPy, and the lane has one stream.
+a stream of its own. Where one of them is not, loss and rule are called for a whole lane of
+replicates at a time, in NumPy, as is a law that is not compiled, and the lane has one stream.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mbsim.problems.micro_batches import draw_rows, numbers_of, table_of
 from mbsim.problems.noise import NoiseLaw
 from mbsim.problems.problem import Problem
 
-__all__ = ["ExactLaw", "Replicates", "parts_of"]
+__all__ = ["ExactLaw", "Replicates", "twins_of"]
 
 Array = NDArray[np.float64]
 
@@ -48,7 +48,7 @@ def _numbers_per_step(problem: Problem, micro_batches: int) -> int:
     return 9 * micro_batches + 2 * problem.dimension
 
 
-def parts_of(problem: Problem, rule: Rule) -> tuple[Twin, Twin, Twin] | None:
+def twins_of(problem: Problem, rule: Rule) -> tuple[Twin, Twin, Twin] | None:
     """Loss, noise law and rule, compiled; None if one of them cannot be."""
     loss, law = twin_of("loss", problem.loss), twin_of("noise", problem.noise)
     clip = twin_of("rule", rule)
@@ -73,7 +73,7 @@ class ExactLaw:
         self.width = self.lane_width(problem, batch_size, micro_batches)
         self.m = _needed(rule, micro_batches)
         self.b = batch_size // self.m
-        self.state = states(rng, 1)
+        self.state, self.law = states(rng, 1), twin_of("noise", problem.noise)
 
     @classmethod
     def why_not(cls, problem: Problem) -> str | None:
@@ -117,7 +117,8 @@ class ExactLaw:
 
         g = np.array(gradient, np.float64, order="C")  # is put into other units
         sizes, model = numbers_of(self.problem, self.m, self.b)
-        flat = draw_rows(self.problem, self.b, len(g) * self.m, self.state, self.rng)
+        many = len(g) * self.m
+        flat = draw_rows(self.problem, self.law, self.b, many, self.state, self.rng)
         counts = flat[0].reshape(len(g), self.m)
         rooms = flat[1].reshape(step.ROWS, *counts.shape).transpose(1, 0, 2).copy()
         frames, updates, stalled = np.empty((len(g), 3)), np.empty_like(g), np.empty(len(g), bool)
@@ -137,7 +138,7 @@ class Replicates:
 
     Args:
         problem: the problem.
-        parts: of :func:`parts_of`.
+        parts: of :func:`twins_of`.
         rule: the rule.
         batch_size: B.
         micro_batches: m.

@@ -39,7 +39,7 @@ from mbsim.problems.lengths import unit_of
 from mbsim.problems.losses import Held
 from mbsim.problems.problem import Problem, check_problem
 from mbsim.problems.setting import Setting
-from mbsim.simulation.exact_law import ExactLaw, Replicates, parts_of
+from mbsim.simulation.exact_law import ExactLaw, Replicates, twins_of
 from mbsim.simulation.reference import Reference
 
 if TYPE_CHECKING:
@@ -605,7 +605,7 @@ def _in_threads(plan: _Plan, out: dict[str, Any], workers: int) -> None:
     stop, done = threading.Event(), {}
     with np.errstate(over="ignore"):
         limit = plan.problem.loss.minimum + _divergence_gap(plan.problem)
-    parts = parts_of(plan.problem, plan.rule) if plan.engine == "exact_law" else None
+    parts = twins_of(plan.problem, plan.rule) if plan.engine == "exact_law" else None
     replicates = plan.replicates
     if parts:
         engine = Replicates(
