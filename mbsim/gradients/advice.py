@@ -15,8 +15,9 @@ Source: the theory page, section 11.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,7 @@ from mbsim.verdicts import Answer, Refusal
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["TARGETS", "Advice", "AdviceRow", "advise", "noise_scale"]
+__all__ = ["TARGETS", "Advice", "AdviceRow", "Prediction", "Replayed", "advise", "noise_scale"]
 
 # Targets that have a name.
 TARGETS = (GEOMETRIC_MEDIAN, MEAN)
@@ -53,6 +54,8 @@ _RULES = (SmallestNorm(), QuantileNorm(0.5), UnitNorm())
 _RATE, _TIED, _STUCK = 0.01, 1.01, 0.99
 # Batches for the law at the start; resamplings of the examples.
 _BATCHES, _REPLICATES = 32, 10
+# Of the squared norm at the start: what is lower has converged.
+_TINY = 1e-24
 # Step sizes fall by quarters to 1/(5 T) of the largest, then by a half or a double; the least
 # cosine of u with the target that is reckoned with.
 _LEAST, _LITTLE = 5, 0.01
@@ -118,6 +121,11 @@ class Advice:
     def reason(self) -> str:
         """Why, in words."""
         return self.answer.reason
+
+    def shortlist(self, count: int = 2) -> tuple[int, ...]:
+        """The b that are predicted to end lowest: what is worth a :func:`~mbsim.race`."""
+        count = check_integer("count", count, minimum=1)
+        return tuple(sorted(self.curve, key=lambda b: self.curve[b].estimate)[:count])
 
     @property
     def disagree(self) -> bool:
@@ -221,14 +229,15 @@ def advise(
     """Which micro-batch size for these gradients: the b that is predicted to end lowest.
 
     Training is replayed for every divisor b of the batch size, at the constant step size that is
-    best for it. What ends low is the norm of the gradient of what the target stands for. Gradients
-    from late in training tell most: what wrong labels do shows late.
+    best for it. What ends low is the norm of the gradient of what the target stands for. Take two
+    snapshots along a run of SGD, at a quarter of it and at its end: canaries show early, wrong
+    labels late. Where the model can be trained, :meth:`Advice.shortlist` is what to race.
 
     Args:
         gradients: per-example gradients: what :class:`~mbsim.Gram` takes (an array ``[N, d]``, the
             path of an ``.npy`` file), a Gram, or a :class:`~mbsim.MeasuredProblem`; or a list of
-            such snapshots along training. The last one is advised on; the others say whether they
-            disagree.
+            such snapshots along training. Each predicts where training ends, and the advice is on
+            the geometric mean; it says too whether they disagree.
         batch_size: B, at least 2 and at most N.
         target: as for :class:`~mbsim.MeasuredProblem`: best the mean gradient of held-out examples;
             unless told the geometric median of the means of eights. With "mean" the advice is SGD
@@ -261,17 +270,18 @@ def advise(
                 f"batch_size={batch} must be at most the number of examples, {one.examples}; give "
                 "more gradients, or take a smaller batch_size"
             )
-    every = [_Prediction.of(one, batch, horizon, seed) for one in measured]
-    bests = [(found, *found.best()) for found in every]
+    every = tuple(Replayed.of(one, batch, horizon, seed) for one in measured)
+    found = Prediction(every)
+    alone = [(one.measured.target_norm, *Prediction((one,)).best()) for one in every]
     return Advice(
-        answer=_answer(every[-1], len(every), horizon),
+        answer=_answer(found, horizon),
         steps=horizon,
-        curve={b: every[-1].interval(i) for i, b in enumerate(every[-1].sizes)},
-        rows=tuple(every[-1].rows()),
+        curve={b: found.interval(i) for i, b in enumerate(found.sizes)},
+        rows=tuple(found.rows()),
         noise_scale=noise_scale(measured[-1].gram),
         snapshots=tuple(
-            (one.measured.target_norm, one.sizes[best], tuple(one.sizes[i] for i in tied))
-            for one, best, tied in bests
+            (norm, found.sizes[best], tuple(found.sizes[i] for i in tied))
+            for norm, best, tied in alone
         ),
     )
 
@@ -317,74 +327,162 @@ def _problem(gradients: Any, target: Any, seed: SeedSequence) -> MeasuredProblem
 # ---------------------------------------------------------------------------- the prediction
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Prediction:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Replayed:
     """Where replayed runs end, from one snapshot.
 
     Attributes:
-        measured: the snapshot; `batch`: B; `sizes`: every b.
+        measured: the snapshot; `batch`: B; `steps`: T; `rules`: the rules; `sizes`: every b.
+        seed: what batches are drawn from.
         law: A, M and the share of clipped micro-batches at r = ‖g‖, ``[3, rules, sizes]``.
         step_sizes: the best ηL, ``[rules, sizes]``; `levels`: ‖v_T‖ with it.
-        resampled: of each resampling of the examples, with the first rule and the same step sizes,
-            ``[replicates, sizes]``.
+
+    >>> gradients = np.random.default_rng(0).standard_normal((64, 4)) + 1
+    >>> measured = MeasuredProblem(gradients, target=np.ones(4))
+    >>> found = Replayed.of(measured, 16, 100, SeedSequence(0), rules=(SmallestNorm(),))
+    >>> found.levels.shape, bool((found.levels < 2).all())
+    ((1, 5), True)
     """
 
     measured: MeasuredProblem
     batch: int
+    steps: int
+    rules: tuple[Rule, ...]
     sizes: tuple[int, ...]
+    seed: SeedSequence
     law: Array
     step_sizes: Array
     levels: Array
-    resampled: Array
 
     @classmethod
     def of(
-        cls, measured: MeasuredProblem, batch: int, steps: int, seed: SeedSequence
-    ) -> _Prediction:
-        """Replay training, tune the step sizes, and replay it on resampled examples."""
-        sizes = tuple(divisors(batch))
-
-        def together(
-            rules: Sequence[Rule], rows: Any, along: Array, norm: float, *key: int
-        ) -> Together:
-            matrix = measured.gram.matrix[np.ix_(rows, rows)] if key else measured.gram.matrix
-            along = along[rows] * norm
-            return Together(
-                deviations=matrix - along[:, None] - along + norm**2,
-                along=along - norm**2,
-                target_norm=norm,
-                batch=batch,
-                sizes=sizes,
-                rules=tuple(rules),
-                replacement=measured.replacement,
-                seed=child(seed, "batches", *key),
-            )
-
-        norm = measured.target_norm
-        whole = together(_RULES, slice(None), measured.target_products / norm, norm)
+        cls,
+        measured: MeasuredProblem,
+        batch: int,
+        steps: int,
+        seed: SeedSequence,
+        *,
+        rules: tuple[Rule, ...] = _RULES,
+    ) -> Replayed:
+        """Replay training, with every rule and b at the step size that ends lowest."""
+        sizes, norm = tuple(divisors(batch)), measured.target_norm
+        rows, along = np.arange(measured.examples), measured.target_products / norm
+        whole = _together(measured, rows, along, norm, batch, rules, child(seed, "batches"))
         law = whole.law(_BATCHES)
-        with progress(_REPLICATES + 3, "replaying training") as bar:
+        with progress(2, "replaying training") as bar:
             # What can descend at the start, or would if all of u were progress; then twice that.
             largest = 4 * norm * np.maximum(law[0] / law[1], _LITTLE / np.sqrt(law[1]))
             coarse = 0.25 ** np.arange(math.ceil(math.log(_LEAST * steps, 4)) + 1)
             best, levels = _lowest(whole, largest[..., None] * coarse, steps)
-            bar.update(2)
+            bar.update(1)
             best, levels = _lowest(whole, best[..., None] * [0.5, 2.0], steps, (best, levels))
-            bar.update(3)
-            resampled = []
-            for number, one in enumerate(measured._replicates[:_REPLICATES]):
-                drawn = together(_RULES[:1], one.rows, one.along, one.target_norm, number)
-                resampled.append(drawn.ends(best[:1, :, None], steps)[0, :, 0])
-                bar.update(number + 4)
         return cls(
             measured=measured,
             batch=batch,
+            steps=steps,
+            rules=rules,
             sizes=sizes,
+            seed=seed,
             law=law,
             step_sizes=best,
-            levels=np.sqrt(levels),
-            # What has diverged is as high as where that is called so.
-            resampled=np.sqrt(np.minimum(resampled, DIVERGED * norm**2)),
+            levels=_root(levels, norm),
+        )
+
+    @cached_property
+    def resampled(self) -> Array:
+        """``[replicates, sizes]``: ‖v_T‖ on resampled examples, first rule, same step sizes."""
+        found = []
+        every = self.measured._replicates[:_REPLICATES]
+        with progress(len(every), "replaying training on resampled examples") as bar:
+            for number, one in enumerate(every):
+                key = child(self.seed, "batches", number)
+                where = (one.rows, one.along, one.target_norm, self.batch)
+                drawn = _together(self.measured, *where, self.rules[:1], key)
+                found.append(drawn.ends(self.step_sizes[:1, :, None], self.steps)[0, :, 0])
+                bar.update(number + 1)
+        return _root(np.array(found), self.measured.target_norm)
+
+
+def _together(
+    measured: MeasuredProblem,
+    rows: Any,
+    along: Array,
+    norm: float,
+    batch: int,
+    rules: tuple[Rule, ...],
+    seed: SeedSequence,
+) -> Together:
+    """The replay of some examples; `along` has ⟨g, ĝ⟩ of all, and `norm` is ‖g‖."""
+    along = along[rows] * norm
+    matrix = measured.gram.matrix[np.ix_(rows, rows)]
+    return Together(
+        deviations=matrix - along[:, None] - along + norm**2,
+        along=along - norm**2,
+        target_norm=norm,
+        batch=batch,
+        sizes=tuple(divisors(batch)),
+        rules=rules,
+        replacement=measured.replacement,
+        seed=seed,
+    )
+
+
+def _root(squares: Array, norm: float) -> Array:
+    """Levels, within what has a logarithm; what has diverged is as high as where that is said."""
+    found: Array = np.sqrt(np.clip(squares, _TINY * norm**2, DIVERGED * norm**2))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What snapshots say together: of levels and step sizes the geometric mean.
+
+    Attributes:
+        parts: each snapshot's.
+
+    >>> gradients = np.random.default_rng(0).standard_normal((64, 4)) + 1
+    >>> measured = MeasuredProblem(gradients, target=np.ones(4))
+    >>> one = Replayed.of(measured, 16, 100, SeedSequence(0))
+    >>> bool(np.allclose(Prediction((one, one)).levels, Prediction((one,)).levels))
+    True
+    """
+
+    parts: tuple[Replayed, ...]
+
+    @property
+    def last(self) -> Replayed:
+        """That of the last snapshot."""
+        return self.parts[-1]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Every b."""
+        return self.last.sizes
+
+    def _mean(self, name: str) -> Array:
+        found: Array = np.exp(np.mean([np.log(getattr(one, name)) for one in self.parts], axis=0))
+        return found
+
+    @cached_property
+    def levels(self) -> Array:
+        """‖v_T‖, ``[rules, sizes]``."""
+        return self._mean("levels")
+
+    @cached_property
+    def step_sizes(self) -> Array:
+        """ηL, ``[rules, sizes]``."""
+        return self._mean("step_sizes")
+
+    @cached_property
+    def resampled(self) -> Array:
+        """The levels of resampled examples, first rule, ``[replicates, sizes]``."""
+        return self._mean("resampled")
+
+    @property
+    def start(self) -> float:
+        """‖g‖."""
+        return math.exp(
+            sum(math.log(one.measured.target_norm) for one in self.parts) / len(self.parts)
         )
 
     def interval(self, above: int, below: int | None = None, rate: float = _RATE) -> Interval:
@@ -412,17 +510,18 @@ class _Prediction:
 
     def rows(self) -> Iterator[AdviceRow]:
         """What is said of every rule and b."""
-        sgd = self.law[:, 0, -1]
-        for k, rule in enumerate(_RULES):
+        last = self.last
+        sgd = last.law[:, 0, -1]
+        for k, rule in enumerate(last.rules):
             for i, b in enumerate(self.sizes):
-                progress, second, clipped = self.law[:, k, i].tolist()
+                progress, second, clipped = last.law[:, k, i].tolist()
                 yield AdviceRow(
                     rule=str(rule).removesuffix("()"),
                     micro_batch_size=b,
                     progress=float(progress / sgd[0]) if sgd[0] else math.inf,
                     second_moment=float(second / sgd[1]) if sgd[1] else math.inf,
                     clipped=clipped,
-                    step_size=float(self.step_sizes[k, i]) / self.measured.smoothness,
+                    step_size=float(self.step_sizes[k, i]) / last.measured.smoothness,
                     final_grad_norm=float(self.levels[k, i]),
                 )
 
@@ -445,32 +544,33 @@ def _lowest(
 # ---------------------------------------------------------------------------- the answer
 
 
-def _answer(found: _Prediction, snapshots: int, steps: int) -> Answer:
+def _answer(found: Prediction, steps: int) -> Answer:
     """The answer for the smallest norm."""
-    sizes, smoothness = found.sizes, found.measured.smoothness
+    last, sizes = found.last, found.sizes
+    smoothness = last.measured.smoothness
     best, tied = found.best()
     sgd = len(sizes) - 1
     gain = statistics.exactly(1.0) if best == sgd else found.interval(sgd, best, _RATE / sgd)
     return Answer(
         question=f"Which b ends at the lowest gradient norm after {steps} steps, each at its own "
         "best step size, on these gradients?",
-        batch_size=found.batch,
+        batch_size=last.batch,
         micro_batch_size=sizes[best],
         tied=tuple(sizes[i] for i in tied),
         gain=gain,
         step_size=float(found.step_sizes[0, best]) / smoothness,
         sgd_step_size=float(found.step_sizes[0, sgd]) / smoothness,
         reason=_reason(found, best, tied, gain),
-        rests_on=_rests_on(found.measured, snapshots),
+        rests_on=_rests_on(last.measured, len(found.parts)),
     )
 
 
-def _reason(found: _Prediction, best: int, tied: tuple[int, ...], gain: Interval) -> str:
+def _reason(found: Prediction, best: int, tied: tuple[int, ...], gain: Interval) -> str:
     """Why, in words."""
-    sizes, sgd, examples = found.sizes, len(found.sizes) - 1, found.measured.examples
-    own = found.measured.target == MEAN
+    measured, sizes, sgd = found.last.measured, found.sizes, len(found.sizes) - 1
+    own = measured.target == MEAN
     why = "the target is the mean of these gradients, for which SGD is unbiased; " if own else ""
-    if found.levels[0, best] > _STUCK * found.measured.target_norm:
+    if found.levels[0, best] > _STUCK * found.start:
         return f"{why}no b goes down: steps along these gradients leave the target as long as it is"
     if best == sgd:
         other = int(found.levels[0, :sgd].argmin())
@@ -478,19 +578,19 @@ def _reason(found: _Prediction, best: int, tied: tuple[int, ...], gain: Interval
         return f"{why}clipping does not help: b = {sizes[other]} ends {rise} times as high as SGD"
     if sgd in tied:
         return (
-            f"{why}the data cannot tell: by {examples} examples SGD ends between {gain.low:.3g} "
-            f"and {gain.high:.3g} times as high as b = {sizes[best]}"
+            f"{why}the data cannot tell: by {measured.examples} examples SGD ends between "
+            f"{gain.low:.3g} and {gain.high:.3g} times as high as b = {sizes[best]}"
         )
     return why + _cause(found, best)
 
 
-def _cause(found: _Prediction, best: int) -> str:
+def _cause(found: Prediction, best: int) -> str:
     """What it is that clipping takes away."""
-    b, measured = found.sizes[best], found.measured
+    b, measured = found.sizes[best], found.last.measured
     matrix, along = measured.gram.matrix, measured.target_products
     # Where SGD stops without noise: as far from the target as the mean of the examples.
     rest = math.sqrt(max(float(matrix.mean() - 2 * along.mean()) + measured.target_norm**2, 0.0))
-    if rest > found.levels[0, -1] / 2:
+    if rest > found.last.levels[0, -1] / 2:
         share = float(along.mean()) / measured.target_norm**2
         return (
             f"draggers that lean one way: the mean of the examples is {rest:.3g} off the target, "
@@ -516,7 +616,7 @@ def _heavy(measured: MeasuredProblem) -> float:
 def _rests_on(measured: MeasuredProblem, snapshots: int) -> str:
     off = measured.gram.relative_error
     projected = f"; projected gradients, norms to {off:.2g}" if off else ""
-    which = f", the last of {snapshots} snapshots" if snapshots > 1 else ", one snapshot"
+    which = f" in each of {snapshots} snapshots" if snapshots > 1 else ", one snapshot"
     return (
         f"{measured.examples} examples{which}, target {measured.target} of length "
         f"{measured.target_norm:.3g}{projected}; training replayed with deviations as measured and "

@@ -52,6 +52,7 @@ __all__ = [
     "accuracy_by_micro_batch_size",
     "digits_splits",
     "dragger_geometry",
+    "per_example_gradients",
     "train",
 ]
 
@@ -328,6 +329,28 @@ def train(
         weights=weights.swapaxes(1, 2).reshape(*axes, data.classes, dim),
         diverged_at=diverged_at.reshape(axes),
     )
+
+
+def per_example_gradients(weights: ArrayLike, inputs: ArrayLike, labels: ArrayLike) -> Array:
+    """The gradients of −log p_y at W, one for each example.
+
+    Args:
+        weights: W, ``[K, D]``, such as one of :attr:`Training.weights`.
+        inputs: ``[N, D]``.
+        labels: ``[N]``, from 0 to K − 1.
+
+    Returns:
+        float64 ``[N, K·D]``.
+
+    >>> per_example_gradients(np.zeros((2, 1)), [[1.0], [2.0]], [0, 1])
+    array([[-0.5,  0.5],
+           [ 1. , -1. ]])
+    """
+    given = np.asarray(inputs, dtype=np.float64)
+    w = np.asarray(weights, dtype=np.float64)[None, :, None]
+    residuals = _residuals(w, given[None], np.asarray(labels)[None])[0, :, 0]
+    found: Array = (residuals.T[:, :, None] * given[:, None]).reshape(len(given), -1)
+    return found
 
 
 def _records(every: int | Sequence[int], steps: int) -> list[int]:

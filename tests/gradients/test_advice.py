@@ -167,17 +167,19 @@ def test_noise_alone_is_no_reason_to_clip():
 # ------------------------------------------------------------------ snapshots, forms, seeds
 
 
-def test_the_last_snapshot_decides_and_others_may_disagree():
+def test_snapshots_advise_together_and_may_disagree():
     tilted, target, _ = drawn(a_problem(tilt=-0.4))
     clean, _, _ = drawn(a_problem(probability=0.0), count=600)
     both = [Gram(clean + 20 * target, target=target), Gram(tilted, target=target)]
-    found = advise(both)
-    alone = advise(both[1])
-    assert found.micro_batch_size == alone.micro_batch_size
-    assert found.curve == alone.curve
-    assert len(found.snapshots) == 2
+    found, alone = advise(both), [advise(one) for one in both]
+    for b, level in found.curve.items():
+        levels = [one.curve[b].estimate for one in alone]
+        assert math.isclose(level.estimate, math.sqrt(math.prod(levels)), rel_tol=1e-9)
+    assert [norm for norm, _, _ in found.snapshots] == [one.snapshots[0][0] for one in alone]
+    assert found.shortlist(1) == (min(found.curve, key=lambda b: found.curve[b].estimate),)
+    assert len(found.shortlist()) == 2
     assert "snapshots" in str(found)
-    assert "last of 2 snapshots" in found.answer.rests_on
+    assert "each of 2 snapshots" in found.answer.rests_on
     same = advise([both[1], both[1]])
     assert not same.disagree
     assert same.snapshots[0] == same.snapshots[1]
