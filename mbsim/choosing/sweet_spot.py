@@ -34,7 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
@@ -50,6 +50,8 @@ from mbsim.choosing.tuning import check_step_size
 from mbsim.drifts.drift import Drift, drift
 from mbsim.drifts.steps import measured_values, norms_near_atoms, step_sample
 from mbsim.errors import InvalidArgument, check_integer, divisors, shown
+from mbsim.gradients.advice import advise
+from mbsim.gradients.measured import MeasuredProblem
 from mbsim.methods import MicroBatchClipping
 from mbsim.problems.noise import facts_of
 from mbsim.problems.problem import Problem, check_problem
@@ -60,6 +62,8 @@ from mbsim.verdicts import Answer, Refusal
 __all__ = ["CRITERIA", "SweetSpot", "sweet_spot"]
 
 CRITERIA = ("final", "average", "bias", "bound", "certificate", "floor", "simulation")
+# What measured gradients can be asked: the others want a model's p, c and σ, or its runs.
+_MEASURED = ("final", "certificate", "floor")
 _LEVELS: dict[str, Callable[[Run], NDArray[np.float64]]] = {
     "final": lambda run: run.grad_norm_sq[:, -1],
     "average": lambda run: run.mean_grad_norm_sq,
@@ -163,7 +167,7 @@ class SweetSpot:
 
 
 def sweet_spot(
-    problem: Problem,
+    problem: Problem | MeasuredProblem,
     *,
     batch_size: int,
     step_size: float | str | None = None,
@@ -175,7 +179,8 @@ def sweet_spot(
     """The best micro-batch size for Algorithm 1 among the divisors of the batch size.
 
     Args:
-        problem: what is optimised.
+        problem: what is optimised; or a :class:`mbsim.MeasuredProblem`, which is asked for "final"
+            (by :func:`mbsim.advise`, which has more to say), "certificate" and "floor".
         batch_size: B.
         step_size: η, the same for every b; or "tuned". For "final" and "average" that is the
             default, and means for each b the step size at which it ends lowest; elsewhere the one
@@ -209,6 +214,10 @@ def sweet_spot(
     >>> best = sweet_spot(problem, batch_size=64, step_size=0.01, by="floor")
     >>> best.micro_batch_size, best.reason
     (16, 'interior')
+    >>> gradients = 0.1 + np.random.default_rng(0).standard_normal((200, 8))  # of examples
+    >>> measured = mbsim.MeasuredProblem(gradients, target=np.full(8, 0.1))
+    >>> sweet_spot(measured, batch_size=8, steps=100).by
+    'final'
     >>> best = sweet_spot(problem, batch_size=64, by="bias")
     >>> best.micro_batch_size, round(best.continuous, 1)
     (16, 18.5)
@@ -223,12 +232,19 @@ def sweet_spot(
     ):
         if needed and given is None:
             raise InvalidArgument(f"{name} must be given for by={by!r}")
-    check_problem(problem)
     batch = check_integer("batch_size", batch_size, minimum=1)
     asked = None if step_size is None else check_step_size(step_size)
     horizon = 0 if steps is None else check_integer("steps", steps, minimum=1)
     samples = 2 if replicates is None else check_integer("replicates", replicates, minimum=2)
     seed = seed_sequence(0 if rng is None else rng)
+    if isinstance(problem, MeasuredProblem):
+        _check_measured(by, step_size, replicates)
+        if by == "final":
+            return _advised(problem, batch, horizon, seed)
+    else:
+        check_problem(problem)
+    # Of measured gradients a setting is asked no more than its drift.
+    problem = cast(Problem, problem)
     if by in _LEVELS:
         fixed = None if asked is None or isinstance(asked, str) else asked
         number = None if replicates is None else samples
@@ -264,6 +280,37 @@ def sweet_spot(
         why_not={b: found.reason for b, found in values.items() if isinstance(found, Refusal)},
         step_sizes=step_sizes,
         continuous=_continuous(problem) if by == "bias" else None,
+    )
+
+
+def _check_measured(by: str, step_size: Any, replicates: Any) -> None:
+    if by not in _MEASURED:
+        raise InvalidArgument(
+            f"by={shown(by)} must be one of {', '.join(_MEASURED)} for measured gradients"
+        )
+    left_out = {"replicates": replicates, **({"step_size": step_size} if by == "final" else {})}
+    for name, given in left_out.items():
+        if given is not None and given != "tuned":
+            raise InvalidArgument(
+                f"{name}={shown(given)} must be left out for by={by!r} of measured gradients"
+            )
+
+
+def _advised(measured: MeasuredProblem, batch: int, steps: int, seed: SeedSequence) -> SweetSpot:
+    """By training replayed on measured gradients."""
+    advice = advise(measured, batch_size=batch, steps=steps, rng=seed)
+    squares = {b: level.estimate**2 for b, level in advice.curve.items()}
+    best = advice.micro_batch_size
+    return SweetSpot(
+        by="final",
+        batch_size=batch,
+        micro_batch_size=best,
+        tied=advice.tied,
+        reason=_place(best, batch),
+        curve=squares,
+        why_not={},
+        step_sizes={row.micro_batch_size: row.step_size for row in advice.rows[: len(squares)]},
+        answer=advice.answer,
     )
 
 
@@ -364,9 +411,14 @@ def _best(values: Mapping[int, Value]) -> tuple[int | None, tuple[int, ...], str
         return statistics.difference(found, lowest, false_positive_rate=rate).low > 0
 
     tied = tuple(b for b, found in values.items() if b == best or not apart(found))
+    return best, tied, _place(best, max(values))
+
+
+def _place(best: int, batch: int) -> str:
+    """Where the best b lies."""
     if best == 1:
-        return best, tied, "smallest: b = 1"
-    return best, tied, "none inside: b = B" if best == max(values) else "interior"
+        return "smallest: b = 1"
+    return "none inside: b = B" if best == batch else "interior"
 
 
 def _continuous(problem: Problem) -> float | None:

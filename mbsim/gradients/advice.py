@@ -371,7 +371,9 @@ class Replayed:
         law = whole.law(_BATCHES)
         with progress(2, "replaying training") as bar:
             # What can descend at the start, or would if all of u were progress; then twice that.
-            largest = 4 * norm * np.maximum(law[0] / law[1], _LITTLE / np.sqrt(law[1]))
+            first, second = law[:2]
+            moving = np.where(second > 0, second, 1.0)  # what stands still does so at any step size
+            largest = 4 * norm * np.maximum(first / moving, _LITTLE / np.sqrt(moving))
             coarse = 0.25 ** np.arange(math.ceil(math.log(_LEAST * steps, 4)) + 1)
             best, levels = _lowest(whole, largest[..., None] * coarse, steps)
             bar.update(1)

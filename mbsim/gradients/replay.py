@@ -80,8 +80,8 @@ def replay(
 
     Returns:
         A :class:`~mbsim.Run` with the engine "gram". Its `loss` is ‖v‖²/(2L), and its `final_w`
-        has the N + 1 coefficients of w_T − w₀ in the gradients and the target. It cannot be loaded
-        from a file.
+        has the N + 1 coefficients of w_T − w₀ in the gradients and the target. It has no
+        `problem`: its recipe says which it was.
 
     >>> import mbsim
     >>> gradients = np.random.default_rng(0).standard_normal((64, 4)) + 1

@@ -49,6 +49,8 @@ __all__ = ["Run", "choose_engine", "draw_updates", "run_setting", "simulate"]
 
 Array = NDArray[np.float64]
 _ENGINES: dict[str, type[Reference | ExactLaw]] = {"reference": Reference, "exact_law": ExactLaw}
+# What a run on measured gradients names as its engine; it is made elsewhere, and has no `problem`.
+_REPLAY = "gram"
 records.register(
     *(
         getattr(room, name)
@@ -257,8 +259,9 @@ def _from_file(plain: dict[str, Any], arrays: dict[str, Any]) -> Run:
     check_integer("batch_size", plain["batch_size"], minimum=1)
     plain["step_size"] = check_number("step_size", plain["step_size"], above=0)
     engine, seed, versions = plain["engine"], plain["seed"], recipe["versions"]
-    if not isinstance(engine, str) or engine not in _ENGINES:
-        raise InvalidArgument(f"engine={shown(engine)} must be one of {', '.join(_ENGINES)}")
+    known = (*_ENGINES, _REPLAY)
+    if not isinstance(engine, str) or engine not in known:
+        raise InvalidArgument(f"engine={shown(engine)} must be one of {', '.join(known)}")
     if problem is not None:
         choose_engine(check_problem(problem), engine)
     if method is not None:

@@ -390,3 +390,47 @@ def test_every_criterion_is_deterministic():
     for by in CRITERIA:
         first, second = (mbsim.sweet_spot(problem(), **SETTINGS, by=by, **more) for _ in range(2))
         assert first == second
+
+
+# ------------------------------------------------------------------ measured gradients
+
+
+@pytest.fixture(scope="module")
+def measured():
+    gradients = 0.2 + np.random.default_rng(0).standard_normal((200, 8))
+    gradients[::10] *= 6
+    return mbsim.MeasuredProblem(gradients, target=np.full(8, 0.2))
+
+
+def test_measured_gradients_are_advised_on(measured):
+    found = mbsim.sweet_spot(measured, batch_size=8, steps=50, rng=3)
+    advice = mbsim.advise(measured, batch_size=8, steps=50, rng=3)
+    assert found.answer == advice.answer
+    assert (found.micro_batch_size, found.tied) == (advice.micro_batch_size, advice.tied)
+    assert found.curve == {b: level.estimate**2 for b, level in advice.curve.items()}
+    for row in advice.rows[:4]:
+        assert found.step_sizes[row.micro_batch_size] == row.step_size
+
+
+@pytest.mark.parametrize("by", ["floor", "certificate"])
+def test_measured_gradients_have_a_drift_like_any_other(measured, by):
+    found = mbsim.sweet_spot(measured, batch_size=8, step_size=0.01, steps=50, by=by)
+    for b, value in found.curve.items():
+        one = mbsim.drift(measured, mbsim.MicroBatchClipping(b), batch_size=8)
+        floor, bound = one.floor(step_size=0.01), one.certify(step_size=0.01, steps=50)
+        assert value == (floor if by == "floor" else bound.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"by": "bias"}, "by='bias' must be one of final, certificate, floor"),
+        ({"by": "average", "steps": 9}, "by='average' must be one of final"),
+        ({"steps": 9, "step_size": 0.1}, "step_size=0.1 must be left out"),
+        ({"steps": 9, "replicates": 4}, "replicates=4 must be left out"),
+        ({"batch_size": 400, "steps": 9}, "batch_size=400 must be at most"),
+    ],
+)
+def test_what_measured_gradients_cannot_be_asked(measured, settings, words):
+    with pytest.raises(mbsim.InvalidArgument, match=words):
+        mbsim.sweet_spot(measured, **{"batch_size": 8} | settings)

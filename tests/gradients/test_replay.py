@@ -115,6 +115,14 @@ def test_the_step_size_may_be_tuned():
     assert run.provenance["seed"] == [5, []]
 
 
+def test_a_run_is_saved_and_loaded(tmp_path):
+    run = mbsim.simulate(MeasuredProblem(G, target=TARGET), mbsim.SGD(), **settings())
+    run.save(tmp_path / "run.npz")
+    same = mbsim.Run.load(tmp_path / "run.npz")
+    assert same == run
+    assert (same.problem, same.engine) == (None, "gram")
+
+
 BAD = [
     ("batch_size=64", {"batch_size": 64}),
     ("step_size=0", {"step_size": 0}),
