@@ -30,7 +30,7 @@ from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
 from mbsim.errors import InvalidArgument, check_integer, divisors, shown
-from mbsim.gradients.gram import Gram
+from mbsim.gradients.gram import Gram, are_snapshots
 from mbsim.gradients.measured import GEOMETRIC_MEDIAN, MEAN, MeasuredProblem
 from mbsim.gradients.replay import Together
 from mbsim.simulation.run import DIVERGED
@@ -291,8 +291,7 @@ def advise(
 
 def _snapshots(gradients: Any, target: Any, seed: SeedSequence) -> list[MeasuredProblem]:
     """The problems, each with its target."""
-    several = isinstance(gradients, (list, tuple)) and not _is_matrix(gradients)
-    if not several:
+    if not are_snapshots(gradients):
         return [_problem(gradients, target, seed)]
     if not gradients:
         raise InvalidArgument(f"gradients=[] must be {_KINDS}")
@@ -305,13 +304,6 @@ def _snapshots(gradients: Any, target: Any, seed: SeedSequence) -> list[Measured
     if target is not None and targets is not target and not isinstance(target, str):
         raise InvalidArgument("target must be a list, with an array for each snapshot")
     return [_problem(one, goal, seed) for one, goal in zip(gradients, targets, strict=True)]
-
-
-def _is_matrix(given: Any) -> bool:
-    """Whether a list is the numbers of one array."""
-    return bool(given) and all(
-        isinstance(row, (list, tuple)) and all(np.isscalar(x) for x in row) for row in given
-    )
 
 
 def _problem(gradients: Any, target: Any, seed: SeedSequence) -> MeasuredProblem:

@@ -27,12 +27,12 @@ from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim._shared.values import value
 from mbsim.errors import InvalidArgument, as_numbers, check_integer, check_number, divisors, shown
-from mbsim.gradients.gram import Gram
+from mbsim.gradients.gram import Gram, are_snapshots
 from mbsim.problems.lengths import norms_of
 from mbsim.statistics import Interval
 from mbsim.verdicts import Refusal
 
-__all__ = ["DraggerCheck", "Measured", "Parts", "check_assumptions", "parts_of"]
+__all__ = ["AlongTraining", "DraggerCheck", "Measured", "Parts", "check_assumptions", "parts_of"]
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -206,6 +206,55 @@ class DraggerCheck:
         return tables.as_html(self._rows(), head=("", "measured", "null", ""), caption=self._title)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AlongTraining:
+    """What draggers are like at several moments of training; see :func:`check_assumptions`.
+
+    Attributes:
+        checks: a :class:`DraggerCheck` for each, in order, or the reason why there is none.
+    """
+
+    checks: tuple[DraggerCheck | Refusal, ...]
+
+    def __getitem__(self, name: str) -> tuple[Interval | Refusal, ...]:
+        """One number along training: "probability", or the name of one that is measured."""
+        return tuple(
+            one
+            if isinstance(one, Refusal)
+            else one.probability
+            if name == "probability"
+            else one[name].interval
+            for one in self.checks
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The checks as plain data."""
+        plain = [str(one) if isinstance(one, Refusal) else one.to_dict() for one in self.checks]
+        return {"checks": plain}
+
+    def _rows(self) -> Iterator[tuple[str, ...]]:
+        for number, one in enumerate(self.checks, start=1):
+            if isinstance(one, Refusal):
+                yield (str(number), str(one), *[""] * (len(_MOVES) - 1))
+            else:
+                yield (str(number), *(str(self[name][number - 1]) for name in _MOVES))
+
+    def __str__(self) -> str:
+        rows = [_ALONG, *self._rows()]
+        title = "Draggers along training, with intervals over examples"
+        return "\n".join([title, *(f"  {row}" for row in tables.as_text(rows, align=">"))])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return tables.as_html(self._rows(), head=_ALONG, caption="Draggers along training")
+
+
+# What is shown of a check along training, and under which heads.
+_MOVES = ("probability", "norm_ratio", "tilt", "skewness")
+_ALONG = ("snapshot", "p", "norm ratio c", "tilt", "skewness")
+
+
 def check_assumptions(
     gradients: Any,
     *,
@@ -213,11 +262,12 @@ def check_assumptions(
     batch_size: int = 64,
     rng: int | SeedSequence | Generator = 0,
     false_positive_rate: float = 0.01,
-) -> DraggerCheck | Refusal:
+) -> DraggerCheck | AlongTraining | Refusal:
     """Measure assumption 4.4 on gradients: angles and lengths of draggers, beside a null.
 
     Args:
-        gradients: what :class:`~mbsim.Gram` takes, or one.
+        gradients: what :class:`~mbsim.Gram` takes, or one; or a list of such snapshots of the same
+            examples along training.
         is_dragger: bool ``[N]``: which examples are held to be draggers. Without it they are told
             by their lengths, where these fall into two groups.
         batch_size: B, of whose divisors c(b) is measured.
@@ -231,8 +281,10 @@ def check_assumptions(
         draggers; ``energy_90`` and ``energy_99``, the share of the draggers' squared lengths
         within the principal directions that hold 90 and 99 % of the benign ones' (which are kept
         when draggers are resampled); ``norm_ratio``, c, of root mean squares; ``norm_spread``, the
-        coefficient of variation of draggers' lengths. Or, without a mask, a
-        :class:`~mbsim.verdicts.Refusal` to guess.
+        coefficient of variation of draggers' lengths; ``skewness``, the skewness of the benign
+        noise along the mean benign gradient, which biases clipping (its null has random signs).
+        Or, without a mask, a :class:`~mbsim.verdicts.Refusal` to guess. For a list of snapshots an
+        :class:`AlongTraining`, of which ``found["norm_ratio"]`` is c along training.
 
     Raises:
         InvalidArgument: for a mask of the wrong length or all of one value.
@@ -251,6 +303,19 @@ def check_assumptions(
     batch = check_integer("batch_size", batch_size, minimum=1)
     rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
     seed = seed_sequence(rng)
+    if not are_snapshots(gradients):
+        return _check(gradients, is_dragger, batch, rate, seed)
+    if not gradients:
+        raise InvalidArgument("gradients=[] must have a snapshot")
+    return AlongTraining(
+        checks=tuple(_check(one, is_dragger, batch, rate, seed) for one in gradients)
+    )
+
+
+def _check(
+    gradients: Any, is_dragger: ArrayLike | None, batch: int, rate: float, seed: SeedSequence
+) -> DraggerCheck | Refusal:
+    """The check of one snapshot."""
     gram = gradients if isinstance(gradients, Gram) else Gram(gradients)
     lengths = np.sqrt(np.maximum(np.diagonal(gram.matrix), 0.0))
     mask = _two_groups(lengths) if is_dragger is None else _mask(is_dragger, gram.examples)
@@ -317,6 +382,7 @@ _WHAT = {
     "energy_99": "energy of draggers where 99 % of the benign is",
     "norm_ratio": "norm ratio c",
     "norm_spread": "coefficient of variation of draggers' lengths",
+    "skewness": "skewness of the benign along their mean",
 }
 _OF_LENGTHS = ("norm_ratio", "norm_spread")
 
@@ -380,7 +446,14 @@ def _numbers(benign: Array, draggers: Array, spans: dict[str, Array]) -> dict[st
         },
         "norm_ratio": math.sqrt(energy / count / np.square(benign).sum(axis=1).mean()),
         "norm_spread": float(lengths.std() / lengths.mean()),
+        "skewness": _skewness(parts.noise_along),
     }
+
+
+def _skewness(x: Array) -> float:
+    """The third moment over the 3/2-th power of the second, both about 0."""
+    second = float(np.square(x).mean())
+    return float((x**3).mean()) / second**1.5 if second else 0.0
 
 
 def _nulls(
@@ -389,6 +462,8 @@ def _nulls(
     """The numbers for random directions in the place of draggers, and for shuffled lengths."""
     benign, count = vectors[~mask], int(mask.sum())
     spread = np.sqrt(np.square(vectors).mean(axis=0))  # principal directions are uncorrelated
+    mean = benign.mean(axis=0)
+    along = ratio((benign - mean) @ mean, norms_of(mean[None]))
     found = []
     for number in range(_NULLS):
         rng = stream(seed, "null", number)
@@ -396,7 +471,12 @@ def _nulls(
         shuffled = rng.permutation(mask)
         lengths = _numbers(vectors[~shuffled], vectors[shuffled], {})
         one = _numbers(benign, random, spans)
-        found.append(one | {name: lengths[name] for name in _OF_LENGTHS})
+        signs = rng.choice([-1.0, 1.0], size=along.size)
+        found.append(
+            one
+            | {name: lengths[name] for name in _OF_LENGTHS}
+            | {"skewness": _skewness(signs * along)}
+        )
     return found
 
 

@@ -324,6 +324,14 @@ eigenvalue is -1, and its trace 2
         return f"Gram({self.examples} examples, {target}{error})"
 
 
+def are_snapshots(given: Any) -> bool:
+    """Whether what is given is a list of gradients of several moments, and not an array's rows."""
+    return isinstance(given, (list, tuple)) and not (
+        bool(given)
+        and all(isinstance(row, (list, tuple)) and all(map(np.isscalar, row)) for row in given)
+    )
+
+
 def products_of(matrix: Array, members: Integers) -> Array:
     """⟨X_i, X_j⟩ of micro-batches: members ``[steps, m, b]`` to ``[steps, m, m]``."""
     steps, m, b = members.shape

@@ -144,3 +144,33 @@ def test_bad_input_is_one_clear_line(message, call):
     with pytest.raises(InvalidArgument, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------ along training
+
+
+def test_several_snapshots_are_checked_each():
+    (first, mask), (second, _) = drawn(norm_ratio=5.0), drawn(norm_ratio=8.0)
+    found = check([first, second], mask)
+    assert found.checks == (check(first, mask), check(second, mask))
+    ratios = found["norm_ratio"]
+    assert 5.0 in ratios[0]
+    assert 8.0 in ratios[1]
+    assert len(str(found).splitlines()) == 4
+    json.dumps(found.to_dict())
+    told = check([first, first[~mask]])  # without a mask there is nothing to tell in the second
+    assert isinstance(told["probability"][1], Refusal)
+    with pytest.raises(InvalidArgument, match="must have a snapshot"):
+        check([], mask)
+
+
+def test_skewness_of_the_benign_is_measured_against_random_signs():
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((800, 8))
+    mask = np.arange(800) < 80
+    assert not check(noise + 0.5, mask)["skewness"].told_apart
+    skewed = noise.copy()
+    skewed[:, 0] = rng.exponential(size=800) - 1
+    found = check(skewed + np.eye(8)[0], mask)["skewness"]
+    assert found.told_apart
+    assert 2.0 in found.interval  # of an exponential law
