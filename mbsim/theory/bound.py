@@ -47,6 +47,11 @@ class Subject(Enum):
     SECOND_MOMENT = ("the second moment M(r) of the update", "M(r)")
     BIAS = ("what no number of steps removes from the bound", r"\beta_b^2")
     ALIGNMENT = ("the alignment λ = E[cos φ_j min_i a_i]", r"\lambda")
+    OVER_THRESHOLD = (
+        "the progress A(r) of a step over the mean threshold",
+        r"\frac{A(r)}{\mathbb{E}\, \tau}",
+    )
+    LEVEL = ("the gradient norm where runs with ever shorter steps stop", r"r_{\infty}")
     NORM_SPREAD = ("the spread of a micro-batch's benign norm", r"\bar{\varsigma}")
 
     def __init__(self, sentence: str, latex: str) -> None:

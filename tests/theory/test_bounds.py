@@ -72,6 +72,9 @@ SETTING = {
     "norm_spread": 0.1,
     "shortest_benign_share": 0.98,
     "progress_rate": 0.7,
+    "tilt_against": 0.02,
+    "benign_dim": 32,
+    "relative_threshold": 0.6,
 }
 
 
@@ -818,10 +821,15 @@ def test_the_rows_of_table_1():
         "clipping, any noise",
         "clipping, concentrated norms",
         "clipping, symmetric noise",
+        "SGD, tilted draggers",
+        "clipping, tilted draggers, Gaussian noise",
     ]
     (T,) = symbols("steps")
     assert all(row.order == 1 / sympy.sqrt(T) for row in rows)
-    assert [row.bias.expression == 0 for row in rows] == [True, True, True, False, False, True]
+    assert [row.bias.expression == 0 for row in rows] == [
+        *(True, True, True, False, False, True),
+        *(False, False),
+    ]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -1090,7 +1098,7 @@ def test_the_table_prints_everywhere():
     for row in table1().rows:
         assert row.name in html
         assert row.name in text
-    assert html.count("<tr>") == html.count("</tr>") == 7
+    assert html.count("<tr>") == html.count("</tr>") == 9
     assert "t<T" not in html
     assert "λ₀ = q**b" in text
 
