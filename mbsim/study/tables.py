@@ -153,6 +153,8 @@ def splits(table: str, contamination: str, *, orders: int, rng: SeedSequence) ->
 examples; 14 inputs, 3 classes), True)
     """
     inputs, labels = _loaded(table)
+    if labels.max() < 1:
+        raise InvalidArgument(f"table={shown(table)} must have at least two classes, and has one")
     rows = np.random.default_rng(child(rng, table)).permutation(len(inputs))[:_MOST_ROWS]
     quarter = len(rows) // 4
     train, validation, test = np.split(rows, [len(rows) - 2 * quarter, len(rows) - quarter])

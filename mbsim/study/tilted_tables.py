@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from mbsim._shared.progress import progress
 from mbsim._shared.records import to_json
 from mbsim._shared.seeds import child
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
-from mbsim.errors import InvalidArgument, shown
+from mbsim.errors import InvalidArgument, divisors, shown
 from mbsim.gradients import training
 from mbsim.gradients.training import Splits, _micro_batch_norms, _residuals
 from mbsim.methods import MicroBatchClipping
@@ -58,6 +59,7 @@ TABLES = (
 _TRIED = ("segment", "spambase", "satimage", "vehicle", "wdbc")
 # The interior b claimed to end lowest with a tenth of wrong labels, by trials on the tables above.
 INSIDE = {"smallest norm": 4, "median norm": 2, "unit norm": 4}
+_LONG = 3000  # steps of the whole study
 _SHUFFLES = 16  # of a mask, for what random examples do
 _LARGEST_STALL = 4  # the largest b for which steps that stand still are counted
 _FITTED = 0.01  # of the root-mean-square benign norm: shorter gradients count as none
@@ -84,12 +86,10 @@ def settled(setting: Setting, rng: SeedSequence) -> Record:
         examples, and ``right``, that of the same examples trained on with their true labels.
 
     Raises:
-        InvalidArgument: if the training part of the table has a single class.
+        InvalidArgument: if the table has a single class.
     """
     seed = child(rng, "split", setting.split)
     data = tables.splits(setting.table, setting.contamination, orders=1, rng=seed)
-    if len(np.unique(data.train_labels)) < 2:
-        raise InvalidArgument(f"table={shown(setting.table)} must have at least two classes")
     rule, step_size = RULES[setting.rule]
     draw = np.random.default_rng(child(seed, "draws"))
     record: Record = {"setting": list(setting), "level": {}, "smallest": {}, "stalled": {}}
@@ -398,7 +398,7 @@ def _curve(records: dict[str, Record]) -> dict[str, Any]:
 
 
 def _draw(figure: Figure, details: Details) -> None:
-    """Level against b on real tables, found and estimated; and the best b against the noise rate."""
+    """Level against b on real tables, found and estimated; the best b against the noise rate."""
     rules = {name: details[""][name] for name in RULES if name in details[""]}
     figure.set_size_inches(3.2 * (len(rules) + 1), 3.3)
     *panels, last = np.atleast_1d(figure.subplots(1, len(rules) + 1))
@@ -489,10 +489,9 @@ STALL = Claim(
 def whole(
     folder: str | os.PathLike[str], *, rng: int = 0, only: Iterable[str] | None = None
 ) -> dict[str, Verdict]:
-    """The claims on tables, on all of them, with every rule, share and b; begun again where it ended.
+    """The claims on all tables, with every rule, share and b; begun again where it was cut off.
 
-    Every finished setting is a file of its own in `folder`, and is not done again: the files of
-    another seed or another version are the caller's to remove.
+    Every finished setting is a file of its own in `folder`, and is not done again.
 
     Args:
         folder: where the settings' files are, made if it is not there.
@@ -501,13 +500,15 @@ def whole(
 
     Returns:
         Verdicts by claim.
+
+    Raises:
+        InvalidArgument: for no folder, tables that do not exist, and a file of another study.
     """
     study, place = Study(rng=rng), writable_folder(folder, "out")
-    names = (*TABLES, *_TRIED) if only is None else tuple(only)
-    shares = (CLEAN, TENTH, QUARTER)
-    settings = [Setting(table, share, steps=3000) for table in names for share in shares]
+    names, shares = (*TABLES, *_TRIED) if only is None else tuple(only), (CLEAN, TENTH, QUARTER)
+    settings = [Setting(table, share, steps=_LONG) for table in names for share in shares]
     settings += [
-        Setting(table, share, rule, 3000, (1, 2, 4, 8, 16, 32, 64))
+        Setting(table, share, rule, _LONG, tuple(divisors(BATCH)))
         for table in names
         for share in shares
         for rule in RULES
@@ -516,14 +517,25 @@ def whole(
     with progress(len(settings), "real tables") as bar:
         for number, setting in enumerate(settings):
             bar.update(number, f"{setting.table}, {setting.contamination}, {setting.rule}")
-            rates = f"{setting.contamination.split()[0]}-{setting.rule.split()[0]}"
-            path = place / f"{setting.table}-{rates}-{len(setting.sizes)}-{rng}.json"
+            words = f"{setting.contamination.split()[0]}-{setting.rule.split()[0]}"
+            path = place / f"{setting.table}-{words}-{len(setting.sizes)}-{rng}.json"
             if not path.exists():
                 record = settled(setting, study.seed("tilt on tables"))
                 with replacing(path, "out") as file:
                     file.write(to_json(record).encode())
-            records.append(json.loads(path.read_text("utf-8")))
+            records.append(_read(path, setting))
     return {
         claim.name: replace(claim, run=partial(claim.run, records=records)).verdict(study)
         for claim in (TILT_ON_TABLES, SWEET_SPOT_ON_TABLES, STALL)
     }
+
+
+def _read(path: Path, setting: Setting) -> Record:
+    try:
+        record: Record = json.loads(path.read_text("utf-8"))
+        known = Setting(*record["setting"])
+    except (ValueError, KeyError, TypeError):
+        known = None
+    if known is None or known._replace(sizes=tuple(known.sizes)) != setting:
+        raise InvalidArgument(f"out: {shown(str(path))} is of another study; choose another folder")
+    return record

@@ -148,6 +148,18 @@ class Bound(Formula):
             result &= compare(known[limited], numbers_of(condition.limit, known))
         return bool(result) if result.ndim == 0 else result
 
+    def evaluate(self, **values: ArrayLike) -> float | NDArray[np.float64]:
+        """As :meth:`Formula.evaluate`; where there is no number, the broken condition is named."""
+        try:
+            return super().evaluate(**values)
+        except InvalidArgument as error:
+            if set(values) == set(self.names):
+                for condition in self.conditions:
+                    alone = replace(self, conditions=(condition,))
+                    if not np.all(alone.holds(**alone.picked(values))):
+                        raise InvalidArgument(f"{error}: {condition.sentence}") from None
+            raise
+
     @property
     def tuned(self) -> Bound:
         """The bound at its best step size: :func:`tuned_bound`."""

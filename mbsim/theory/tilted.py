@@ -69,13 +69,19 @@ a_b, d_b = symbols("a_b", "d_b")
 Q_1, Q_0, ψ_t = symbols("Q_1", "Q_0", "psi_t")
 
 
-def _descends(limit: sympy.Expr) -> Condition:
+def _descends(
+    limit: sympy.Expr,
+    why: str = "longer draggers could outweigh the benign examples at every gradient norm",
+) -> Condition:
     """The draggers' length, beyond which the theorem cannot show that anything descends."""
-    why = "longer draggers could outweigh the benign examples at every gradient norm"
     return Condition(name="norm_ratio", comparison="<", limit=limit, sentence=why)
 
 
-_SGD_DESCENDS = _descends(q * sympy.sqrt(1 - t**2) / (p * t))
+_SGD_DESCENDS = _descends(
+    q * sympy.sqrt(1 - t**2) / (p * t),
+    "p t c/√(1 − t²) must be below 1 − p; else draggers pull harder than the benign examples at "
+    "every gradient norm, and SGD never descends",
+)
 
 
 def tilted_sgd_lower_bound() -> Bound:
