@@ -301,8 +301,8 @@ def study(
     if json:
         print(to_json({name: one.to_dict() for name, one in verdicts.items()}), end="")
         return
-    for verdict in verdicts.values():
-        print(verdict)
+    for name, verdict in verdicts.items():
+        print(f"{name}: {verdict}" if name.startswith("control") else verdict)
 
 
 def _name_and_number(text: str) -> tuple[str, float]:

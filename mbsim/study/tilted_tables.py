@@ -60,6 +60,7 @@ _TRIED = ("segment", "spambase", "satimage", "vehicle", "wdbc")
 # The interior b claimed to end lowest with a tenth of wrong labels, by trials on the tables above.
 INSIDE = {"smallest norm": 4, "median norm": 2, "unit norm": 4}
 _LONG = 3000  # steps of the whole study
+_FARTHEST = math.log(1e-3)  # of a log ratio: training that ends in nothing counts as this
 _SHUFFLES = 16  # of a mask, for what random examples do
 _LARGEST_STALL = 4  # the largest b for which steps that stand still are counted
 _FITTED = 0.01  # of the root-mean-square benign norm: shorter gradients count as none
@@ -331,7 +332,7 @@ def _sweet(
         inside, last = INSIDE[rule], max(next(iter(wrong.values())))
 
         def logs(levels: dict[str, dict[int, float]], b: int, other: int) -> list[float]:
-            return [math.log(one[b] / one[other]) for one in levels.values()]
+            return [max(math.log(one[b] / one[other]), _FARTHEST) for one in levels.values()]
 
         comparisons += [
             _mean(f"log level at b = B over b = 1, clean, {rule}", logs(clean, last, 1), "below",
@@ -499,7 +500,7 @@ def whole(
         only: the tables; all 21 if None.
 
     Returns:
-        Verdicts by claim.
+        Verdicts by claim, and of the controls.
 
     Raises:
         InvalidArgument: for no folder, tables that do not exist, and a file of another study.
@@ -524,10 +525,13 @@ def whole(
                 with replacing(path, "out") as file:
                     file.write(to_json(record).encode())
             records.append(_read(path, setting))
-    return {
-        claim.name: replace(claim, run=partial(claim.run, records=records)).verdict(study)
-        for claim in (TILT_ON_TABLES, SWEET_SPOT_ON_TABLES, STALL)
-    }
+    found: dict[str, Verdict] = {}
+    for claim in (TILT_ON_TABLES, SWEET_SPOT_ON_TABLES, STALL):
+        on_these = replace(claim, run=partial(claim.run, records=records))
+        found[claim.name] = on_these.verdict(study)
+        for name in claim.controls:
+            found[f"control of {claim.name}: {name}"] = on_these.verdict(study, control=name)
+    return found
 
 
 def _read(path: Path, setting: Setting) -> Record:

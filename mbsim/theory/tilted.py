@@ -155,6 +155,12 @@ _GAUSSIAN_DESCENDS = _descends(
     * sympy.sqrt(1 - t**2)
     / (ϱ * sympy.sqrt(b) * p * t)
 )
+_PLANE = Condition(
+    name="benign_dim",
+    comparison=">=",
+    limit=sympy.Integer(2),
+    sentence="in one dimension norms vary too much for the proof",
+)
 _ANY_DESCENDS = _descends(_CAP * (2 * λ0 - 1) * sympy.sqrt(1 - t**2) / (p * t))
 
 
@@ -185,6 +191,7 @@ def tilted_clipping_drift_bound(noise: str = "Gaussian") -> Bound:
         assumptions=(_A3, TILTED, ALGORITHM_1, *((GAUSSIAN,) if noise == "Gaussian" else ())),
         source=_source("12.3" if noise == "any" else "12.2"),
         expression=expression,
+        conditions=(_PLANE,) if noise == "Gaussian" else (),
     )
 
 
@@ -202,13 +209,14 @@ def tilted_clipping_bound(form: str = "plain", *, noise: str = "Gaussian") -> Bo
     """
     check_choice("noise", noise, ("Gaussian", "any"))
     if noise == "Gaussian":
+        others: tuple[Condition, ...] = (_GAUSSIAN_DESCENDS, _PLANE)
         rate, loss = a_b, λ0 * α_n * ϑ**2 * s**2 / 2
-        weight, second_moment, descends = ν, (2 * Q_1, 2 * Q_0), _GAUSSIAN_DESCENDS
+        weight, second_moment = ν, (2 * Q_1, 2 * Q_0)
     else:
         rate, loss = d_b, _LOST + (ζ / _CAP * σ) ** 2 / (2 * (2 * λ0 - 1))
-        weight, second_moment, descends = ω, (Q_1 / _CAP, Q_0 / _CAP), _ANY_DESCENDS
+        weight, second_moment, others = ω, (Q_1 / _CAP, Q_0 / _CAP), (_ANY_DESCENDS,)
     descended = _descended(form, rate=rate, second_moment=second_moment, loss=loss, weight=weight)
-    descended["conditions"] += (descends,)
+    descended["conditions"] += others
     return Bound(
         name=f"clipping, tilted draggers, {noise} noise",
         kind="upper bound",
@@ -262,7 +270,7 @@ def tilted_level(method: str = "clipping") -> Bound:
     root, sections = sympy.sqrt, {"SGD": "12.1", "clipping": "12.2", "threshold": "12.4"}
     levels = {
         "SGD": (ζ * σ / root(q**2 - ζ**2), (_SGD_DESCENDS,)),
-        "clipping": (ϑ * s / root(1 - ϑ**2), (_GAUSSIAN_DESCENDS,)),
+        "clipping": (ϑ * s / root(1 - ϑ**2), (_GAUSSIAN_DESCENDS, _PLANE)),
         "threshold": (lean * root((C**2 + s**2 * (1 + 2 / n)) / (1 - lean**2)), ()),
         "clipping, any noise": (
             root((pull**2 * σ**2 + 2 * share * _LOST) / (share**2 - pull**2)),

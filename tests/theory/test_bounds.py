@@ -1054,6 +1054,13 @@ EVERY = [
     norm_spread_bound(),
     norm_spread_bound(gaussian=True),
     *(bias_bound(form) for form in ("plain", "sharper", "closed")),
+    theory.tilted_sgd_lower_bound(),
+    *(theory.tilted_sgd_bound(form) for form in FORMS),
+    *(theory.tilted_clipping_bound(f, noise=x) for f in FORMS for x in ("Gaussian", "any")),
+    *(theory.tilted_clipping_drift_bound(noise) for noise in ("Gaussian", "any")),
+    theory.tilted_threshold_drift_bound(),
+    *map(theory.tilted_level, ("SGD", "clipping", "threshold", "clipping, any noise")),
+    theory.tilted_level_estimate(),
 ]
 
 

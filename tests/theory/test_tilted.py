@@ -406,6 +406,15 @@ def test_a_stalled_step_needs_one_micro_batch_of_fitted_examples():
     assert again == pytest.approx(0.5, rel=1e-12)  # rounding
 
 
+def test_theorem_8_says_nothing_in_one_dimension_or_with_one_micro_batch():
+    level = theory.tilted_level("clipping")
+    setting = {"sigma": 1.0, "probability": 0.05, "tilt_against": 0.3, "norm_ratio": 3.0}
+    setting |= {"batch_size": 64, "micro_batch_size": 1, "benign_dim": 32}
+    assert level.holds(**setting)
+    assert not level.holds(**setting | {"benign_dim": 1})
+    assert not level.holds(**setting | {"micro_batch_size": 64})
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
