@@ -211,7 +211,9 @@ def _best_b(study: Study, part: str = "both") -> Found:
 
 def _drift_levels(p: float, t: float, sizes: list[int]) -> list[float]:
     problem = _problem(_SKEWED, p, t, 3.0)
-    found = [drift(problem, MicroBatchClipping(b), batch_size=BATCH, draws=2**14) for b in sizes]
+    found = [
+        drift(problem, MicroBatchClipping(b), batch_size=BATCH, relative_error=1e-3) for b in sizes
+    ]
     return [float(one.floor(step_size=0.02)) for one in found]
 
 

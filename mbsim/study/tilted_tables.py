@@ -212,7 +212,7 @@ def _settings(study: Study, what: str) -> list[Setting]:
         return [
             Setting(t, c, steps=steps) for t in TABLES[: 3 if study.quick else 12] for c in shares
         ]
-    some = TABLES[: 2 if study.quick else 8]
+    some = TABLES[: 2 if study.quick else 7]
     rules = ("smallest norm", "median norm")
     if what == "stall":
         return [Setting(t, TENTH, rule, steps, (1, 2, 4)) for t in some for rule in rules]
