@@ -205,7 +205,7 @@ def numbers_after(text, words):
 def test_every_fact_is_measured_here(page):
     code = Path(__file__).read_text("utf-8")
     names = re.findall(r"<!-- fact: (\w+) -->", page)
-    assert len(names) == len(set(names)) == 10
+    assert len(names) == len(set(names)) == 11
     for name in names:
         assert f'fact(page, "{name}")' in code
 
@@ -457,6 +457,12 @@ def test_fact_tilted_levels(page):
     ]
     # Floors are roots of a quadrature; η = 1e-6 is not 0.
     np.testing.assert_allclose(numbers_after(text, "by the exact drift "), floors, atol=6e-4)
+
+
+def test_fact_tilted_margins(page):
+    text = fact(page, "tilted_margins")
+    assert text.startswith(f"Random problems, {test_tilted.PROBLEMS} of them")
+    assert text.endswith(f"are {test_tilted.margins()}.")
 
 
 def test_fact_stalling(page):
