@@ -401,7 +401,7 @@ def _curve(records: dict[str, Record]) -> dict[str, Any]:
 def _draw(figure: Figure, details: Details) -> None:
     """Level against b on real tables, found and estimated; the best b against the noise rate."""
     rules = {name: details[""][name] for name in RULES if name in details[""]}
-    figure.set_size_inches(3.2 * (len(rules) + 1), 3.3)
+    figure.set_size_inches(3.0 * (len(rules) + 1), 3.3)
     *panels, last = np.atleast_1d(figure.subplots(1, len(rules) + 1))
     for axes, (rule, shares) in zip(panels, rules.items(), strict=True):
         for number, (share, curve) in enumerate((x, y) for x, y in shares.items() if y):
@@ -492,7 +492,8 @@ def whole(
 ) -> dict[str, Verdict]:
     """The claims on all tables, with every rule, share and b; begun again where it was cut off.
 
-    Every finished setting is a file of its own in `folder`, and is not done again.
+    Every finished setting is a file of its own in `folder`, and is not done again. The figure of
+    ``sweet-spot-on-real-data`` is written there too, ``tilt_whole``.
 
     Args:
         folder: where the settings' files are, made if it is not there.
@@ -531,6 +532,10 @@ def whole(
         found[claim.name] = on_these.verdict(study)
         for name in claim.controls:
             found[f"control of {claim.name}: {name}"] = on_these.verdict(study, control=name)
+    details = found[SWEET_SPOT_ON_TABLES.name].to_dict()["details"]
+    for name, content in plots.pictures("tilt_whole", _draw, {"": details}).items():
+        with replacing(place / name, "out") as file:
+            file.write(content)
     return found
 
 

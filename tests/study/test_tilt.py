@@ -65,7 +65,8 @@ def test_the_whole_study_is_begun_again_where_it_was_cut_off(tmp_path, short, mo
     first = tilted_tables.whole(tmp_path, only=names)
     assert {"tilt-on-real-data", "sweet-spot-on-real-data", "stall"} < set(first)
     assert sum(name.startswith("control of ") for name in first) == 5
-    files = sorted(tmp_path.iterdir())
+    assert (tmp_path / "tilt_whole.png").read_bytes()[:4] == b"\x89PNG"
+    files = sorted(tmp_path.glob("*.json"))
     files[0].unlink()
     done = []
     whole = tilted_tables.settled
