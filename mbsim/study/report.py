@@ -19,7 +19,16 @@ from mbsim._shared.processes import Job, in_processes, processors
 from mbsim._shared.records import to_json
 from mbsim._shared.version import __version__
 from mbsim.errors import check_integer
-from mbsim.study import advisers, bounds_hold, digits, floors, rates, sweet_spots
+from mbsim.study import (
+    advisers,
+    bounds_hold,
+    digits,
+    floors,
+    rates,
+    sweet_spots,
+    tilt,
+    tilted_tables,
+)
 from mbsim.study.claim import Study, examined
 from mbsim.verdicts import Verdict
 
@@ -36,6 +45,12 @@ CLAIMS = (
     sweet_spots.SWEET_SPOT_PREDICTED,
     sweet_spots.INTERIOR_BIAS,
     advisers.ADVISOR_AGREES,
+    tilt.TILT_STOPS_SGD,
+    tilt.CLIPPING_ENDS_LOWER,
+    tilt.BEST_B,
+    tilted_tables.TILT_ON_TABLES,
+    tilted_tables.SWEET_SPOT_ON_TABLES,
+    tilted_tables.STALL,
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -151,7 +152,9 @@ def splits(table: str, contamination: str, *, orders: int, rng: SeedSequence) ->
     (Splits(2 splits; 90 training examples, 10 of them canaries; 44 validation and 44 test \
 examples; 14 inputs, 3 classes), True)
     """
-    inputs, labels = load(table)
+    inputs, labels = _loaded(table)
+    if labels.max() < 1:
+        raise InvalidArgument(f"table={shown(table)} must have at least two classes, and has one")
     rows = np.random.default_rng(child(rng, table)).permutation(len(inputs))[:_MOST_ROWS]
     quarter = len(rows) // 4
     train, validation, test = np.split(rows, [len(rows) - 2 * quarter, len(rows) - quarter])
@@ -172,6 +175,10 @@ examples; 14 inputs, 3 classes), True)
     }
     repeated = {name: np.broadcast_to(part, (orders, *part.shape)) for name, part in parts.items()}
     return Splits(**repeated, classes=classes)
+
+
+# Read once for all that is done to it; `splits` changes copies alone.
+_loaded = lru_cache(maxsize=1)(load)
 
 
 def _with_ones(inputs: Array) -> Array:

@@ -28,6 +28,18 @@ from mbsim.theory.theorems import (
     sgd_tuned_bound,
     symmetric_bound,
 )
+from mbsim.theory.tilted import (
+    best_tilted_size,
+    stalled_share,
+    stalling_fitted_share,
+    tilted_clipping_bound,
+    tilted_clipping_drift_bound,
+    tilted_level,
+    tilted_level_estimate,
+    tilted_sgd_bound,
+    tilted_sgd_lower_bound,
+    tilted_threshold_drift_bound,
+)
 
 __all__ = [
     "ABBREVIATIONS",
@@ -39,6 +51,7 @@ __all__ = [
     "Subject",
     "Table",
     "alignment_estimate",
+    "best_tilted_size",
     "bias_bound",
     "clean_sgd_bound",
     "clipping_bound",
@@ -54,9 +67,18 @@ __all__ = [
     "second_moment_bound",
     "sgd_bound",
     "sgd_tuned_bound",
+    "stalled_share",
+    "stalling_fitted_share",
     "symbols",
     "symmetric_bound",
     "table1",
+    "tilted_clipping_bound",
+    "tilted_clipping_drift_bound",
+    "tilted_level",
+    "tilted_level_estimate",
+    "tilted_sgd_bound",
+    "tilted_sgd_lower_bound",
+    "tilted_threshold_drift_bound",
     "tuned_bound",
     "tuned_step_size",
 ]

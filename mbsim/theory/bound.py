@@ -47,6 +47,11 @@ class Subject(Enum):
     SECOND_MOMENT = ("the second moment M(r) of the update", "M(r)")
     BIAS = ("what no number of steps removes from the bound", r"\beta_b^2")
     ALIGNMENT = ("the alignment λ = E[cos φ_j min_i a_i]", r"\lambda")
+    OVER_THRESHOLD = (
+        "the progress A(r) of a step over the mean threshold",
+        r"\frac{A(r)}{\mathbb{E}\, \tau}",
+    )
+    LEVEL = ("the gradient norm where runs with ever shorter steps stop", r"r_{\infty}")
     NORM_SPREAD = ("the spread of a micro-batch's benign norm", r"\bar{\varsigma}")
 
     def __init__(self, sentence: str, latex: str) -> None:
@@ -142,6 +147,18 @@ class Bound(Formula):
             (limited,) = symbols(condition.name)
             result &= compare(known[limited], numbers_of(condition.limit, known))
         return bool(result) if result.ndim == 0 else result
+
+    def evaluate(self, **values: ArrayLike) -> float | NDArray[np.float64]:
+        """As :meth:`Formula.evaluate`; where there is no number, the broken condition is named."""
+        try:
+            return super().evaluate(**values)
+        except InvalidArgument as error:
+            if set(values) == set(self.names):
+                for condition in self.conditions:
+                    alone = replace(self, conditions=(condition,))
+                    if not np.all(alone.holds(**alone.picked(values))):
+                        raise InvalidArgument(f"{error}: {condition.sentence}") from None
+            raise
 
     @property
     def tuned(self) -> Bound:

@@ -135,6 +135,29 @@ _MEASURED = (
         **_POSITIVE_SHARE,
     ),
     _quantity("progress_rate", "Lambda", "at most A(r)/r at every r visited", **_POSITIVE_SHARE),
+    _quantity(
+        "tilt_against",
+        "t",
+        "minus the cosine of a dragger and the gradient: of draggers that point against it",
+        minimum=0,
+        below=1,
+    ),
+    _quantity(
+        "relative_threshold",
+        "nu",
+        "E min(τ, R)/R with R² = r² + σ²/b; of a run, at most the average along it",
+        **_POSITIVE_SHARE,
+    ),
+    _quantity(
+        "clip_threshold",
+        "C",
+        "a fixed threshold, 0 for unit norm; of one that varies, √(Eτ³/Eτ) at most",
+        minimum=0,
+    ),
+    _quantity(
+        "noise_skew", "kappa_3", "E[⟨ξ, e⟩‖ξ‖²]/σ³: how far long noise pulls along g", minimum=0
+    ),
+    _quantity("fitted_share", "phi", "share of examples whose gradient is zero", **_SHARE),
 )
 
 #: Every quantity that a formula may contain, by its name in code, in the order they are listed.
@@ -145,6 +168,10 @@ def _abbreviations() -> dict[sympy.Symbol, sympy.Expr]:
     names = ("batch_size", "micro_batch_size", "probability", "norm_ratio", "coherence", "sigma")
     batch, size, p, c, gamma, sigma = (QUANTITIES[name].symbol for name in names)
     mean_cosine, norm_spread = (QUANTITIES[x].symbol for x in ("mean_cosine", "norm_spread"))
+    t, n = (QUANTITIES[x].symbol for x in ("tilt_against", "benign_dim"))
+    c_bar, zeta, psi_t, ones = map(_symbol, ("cbar", "zeta", "psi_t", "lambda_1"))
+    others, capped, share = map(_symbol, ("rho_m", "beta_n", "Theta"))
+    kept, lean = map(_symbol, ("alpha_n", "theta_b"))
     q, m, s, chi, psi = map(_symbol, ("q", "m", "s", "chi", "psi"))
     clean, none_clean, half_clean = map(_symbol, ("lambda_0", "Omega", "Omega_1"))
     k = sympy.Symbol("k", integer=True, nonnegative=True)
@@ -168,10 +195,28 @@ def _abbreviations() -> dict[sympy.Symbol, sympy.Expr]:
         _symbol("P_1"): 2 + half_clean * psi * c**2,
         _symbol("P_0"): 2 * s**2 + none_clean * psi * c**2 * (sigma**2 + 32 * s**2),
         _symbol("f"): mean_cosine * norm_spread * (m - 1) / sympy.sqrt(m),
+        c_bar: c / sympy.sqrt(1 - t**2),
+        zeta: p * t * c_bar,
+        _symbol("q_t"): (q**2 - zeta**2) / q,
+        _symbol("J_g"): (q + p * c_bar**2) / batch + (1 - 1 / batch) * (q**2 + gamma * p**2 * c**2),
+        _symbol("J_sigma"): (q + p * c_bar**2) / batch
+        + (1 - 1 / batch) * (zeta**2 + gamma * p**2 * c**2),
+        ones: size * p * q ** (size - 1),
+        share: t * ones + 1 - clean - ones,
+        kept: 1 - 1 / n - sympy.sqrt(n + 1) / (2 * n),
+        capped: sympy.sqrt(1 - 1 / n) - 1 / (2 * sympy.sqrt(n)),
+        others: (1 - clean) / (clean * (m - 1) * capped),
+        lean: ((1 + 1 / (2 * sympy.sqrt(n) * capped)) * share + others * sympy.sqrt(size) * zeta)
+        / (clean * kept),
+        _symbol("a_b"): kept * clean * (1 - lean**2) / 2,
+        _symbol("d_b"): (2 * clean - 1) / 2 - 8 * zeta**2 / (9 * (2 * clean - 1)),
+        psi_t: psi * c**2 + (p**2 + p * q / size) * t**2 * c_bar**2,
+        _symbol("Q_1"): 1 + psi_t,
+        _symbol("Q_0"): s**2 + psi_t * sigma**2,
     }
 
 
-#: The abbreviations of the theory page (sections 1, 2, 4 and 5), each in terms of quantities and
+#: The abbreviations of the theory page (sections 1, 2, 4, 5, 12), each in terms of quantities and
 #: of abbreviations before it.
 ABBREVIATIONS: dict[sympy.Symbol, sympy.Expr] = _abbreviations()
 

@@ -24,6 +24,7 @@ from mbsim.theory.theorems import (
     sgd_bound,
     symmetric_bound,
 )
+from mbsim.theory.tilted import tilted_clipping_bound, tilted_sgd_bound
 
 __all__ = ["Crossover", "Table", "crossover", "table1"]
 
@@ -151,13 +152,14 @@ def table1(form: str = "plain") -> Table:
     """Table 1: SGD without and with draggers, and clipping for three kinds of noise.
 
     The clipping rows are Theorem 2 for any noise (on a weighted average) and where norms
-    concentrate, and Theorem 3 for symmetric noise. At b = B clipping is SGD: use its row there.
+    concentrate, and Theorem 3 for symmetric noise; the last two rows are Theorems 7 and 8, for
+    draggers tilted against the gradient. At b = B clipping is SGD: use its row there.
 
     Args:
         form: "plain", or "sharper": longer formulas, smaller numbers, and tuned step sizes that are
             allowed for every horizon.
 
-    Source: theory page, sections 4 to 6 (corresponds to [Wang2024] Table 1).
+    Source: theory page, sections 4 to 6 and 12 (corresponds to [Wang2024] Table 1).
 
     >>> for row in table1().rows:
     ...     print(f"{row.name}: {row.order}, bias {row.bias}")
@@ -167,6 +169,8 @@ def table1(form: str = "plain") -> Table:
     clipping, any noise: 1/sqrt(T), bias 4*s̃**2/λ₀
     clipping, concentrated norms: 1/sqrt(T), bias 2*f**2/λ**2 + s**2/λ
     clipping, symmetric noise: 1/sqrt(T), bias 0
+    SGD, tilted draggers: 1/sqrt(T), bias 2*σ**2*ζ**2/(q*qₜ)
+    clipping, tilted draggers, Gaussian noise: 1/sqrt(T), bias αₙ*λ₀*s**2*θ_b**2/a_b
     """
     rows = (
         clean_sgd_bound(form),
@@ -175,6 +179,8 @@ def table1(form: str = "plain") -> Table:
         clipping_bound(form),
         clipping_concentrated_bound(form),
         symmetric_bound(form=form),
+        tilted_sgd_bound(form),
+        tilted_clipping_bound(form),
     )
     return Table(rows=rows)
 

@@ -72,6 +72,9 @@ SETTING = {
     "norm_spread": 0.1,
     "shortest_benign_share": 0.98,
     "progress_rate": 0.7,
+    "tilt_against": 0.02,
+    "benign_dim": 32,
+    "relative_threshold": 0.6,
 }
 
 
@@ -818,10 +821,15 @@ def test_the_rows_of_table_1():
         "clipping, any noise",
         "clipping, concentrated norms",
         "clipping, symmetric noise",
+        "SGD, tilted draggers",
+        "clipping, tilted draggers, Gaussian noise",
     ]
     (T,) = symbols("steps")
     assert all(row.order == 1 / sympy.sqrt(T) for row in rows)
-    assert [row.bias.expression == 0 for row in rows] == [True, True, True, False, False, True]
+    assert [row.bias.expression == 0 for row in rows] == [
+        *(True, True, True, False, False, True),
+        *(False, False),
+    ]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -1046,6 +1054,13 @@ EVERY = [
     norm_spread_bound(),
     norm_spread_bound(gaussian=True),
     *(bias_bound(form) for form in ("plain", "sharper", "closed")),
+    theory.tilted_sgd_lower_bound(),
+    *(theory.tilted_sgd_bound(form) for form in FORMS),
+    *(theory.tilted_clipping_bound(f, noise=x) for f in FORMS for x in ("Gaussian", "any")),
+    *(theory.tilted_clipping_drift_bound(noise) for noise in ("Gaussian", "any")),
+    theory.tilted_threshold_drift_bound(),
+    *map(theory.tilted_level, ("SGD", "clipping", "threshold", "clipping, any noise")),
+    theory.tilted_level_estimate(),
 ]
 
 
@@ -1090,7 +1105,7 @@ def test_the_table_prints_everywhere():
     for row in table1().rows:
         assert row.name in html
         assert row.name in text
-    assert html.count("<tr>") == html.count("</tr>") == 7
+    assert html.count("<tr>") == html.count("</tr>") == 9
     assert "t<T" not in html
     assert "λ₀ = q**b" in text
 

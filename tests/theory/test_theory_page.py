@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import sympy
 import test_inequalities
+import test_tilted
 from scipy import stats
 from softmax import per_example_gradients
 
@@ -57,6 +58,22 @@ FORMULAS = {
     "second_moment_bound_averaging": theory.second_moment_bound(averaging=True),
     "symmetric_bound_unimodal": theory.symmetric_bound("unimodal"),
     "symmetric_bound": theory.symmetric_bound("independent"),
+    "tilted_level_sgd": theory.tilted_level("SGD"),
+    "tilted_sgd_lower_bound": theory.tilted_sgd_lower_bound(),
+    "tilted_sgd_bound": theory.tilted_sgd_bound(),
+    "tilted_sgd_bound_sharper": theory.tilted_sgd_bound("sharper"),
+    "tilted_clipping_drift_bound": theory.tilted_clipping_drift_bound(),
+    "tilted_level_clipping": theory.tilted_level("clipping"),
+    "tilted_clipping_bound": theory.tilted_clipping_bound(),
+    "tilted_clipping_bound_sharper": theory.tilted_clipping_bound("sharper"),
+    "tilted_clipping_drift_bound_any": theory.tilted_clipping_drift_bound("any"),
+    "tilted_clipping_bound_any": theory.tilted_clipping_bound("sharper", noise="any"),
+    "tilted_level_any": theory.tilted_level("clipping, any noise"),
+    "tilted_threshold_drift_bound": theory.tilted_threshold_drift_bound(),
+    "tilted_level_threshold": theory.tilted_level("threshold"),
+    "best_tilted_size": theory.best_tilted_size(),
+    "stalled_share": theory.stalled_share(),
+    "stalling_fitted_share": theory.stalling_fitted_share(),
 }
 
 
@@ -74,7 +91,8 @@ def printed(name):
 def printed_table():
     lines = ["| method | tuned bound | from the horizon on | bias |", "|---|---|---|---|"]
     for row in theory.table1().rows:
-        horizon = " and ".join(f"${as_latex(x.relation)}$" for x in row.tuned.conditions)
+        relations = [as_latex(x.relation).replace("<", r"\lt") for x in row.tuned.conditions]
+        horizon = " and ".join(f"${relation}$" for relation in relations)
         bound, bias = row.tuned.expression, row.bias.expression
         lines.append(f"| {row.name} | ${as_latex(bound)}$ | {horizon} | ${as_latex(bias)}$ |")
     return "\n".join(lines)
@@ -134,7 +152,7 @@ NUMBERS = r"((?:(?:(?:sections?|and|to|,)\s*)*\d+(?:\.\d)?\b,?\s*)+)"
 
 def test_every_section_that_the_package_refers_to_exists(page):
     text, found = sections(page), 0
-    assert [number for number in text if number.isdigit()] == [str(i) for i in range(1, 12)]
+    assert [number for number in text if number.isdigit()] == [str(i) for i in range(1, 13)]
     for path in sorted((ROOT / "mbsim").rglob("*.py")):
         plain = re.sub(r"\s+#? *", " ", path.read_text("utf-8"))
         for mention in re.findall(rf"theory page, {NUMBERS}", plain):
@@ -187,7 +205,7 @@ def numbers_after(text, words):
 def test_every_fact_is_measured_here(page):
     code = Path(__file__).read_text("utf-8")
     names = re.findall(r"<!-- fact: (\w+) -->", page)
-    assert len(names) == len(set(names)) == 8
+    assert len(names) == len(set(names)) == 11
     for name in names:
         assert f'fact(page, "{name}")' in code
 
@@ -408,6 +426,49 @@ def test_fact_margins(page):
         f"Random problems, {test_inequalities.PROBLEMS} of them with eight kinds of noise" in text
     )
     assert text.endswith(f"is: {test_inequalities.margins()}.")
+
+
+def level_on_the_page(method, p, t, c, b, m, n):
+    """The levels of section 12 by hand; c is the norm ratio of a whole dragger."""
+    q, zeta = 1 - p, p * t * c
+    if method == "SGD":
+        return zeta / math.sqrt(q * q - zeta * zeta)
+    clean, one = q**b, b * p * q ** (b - 1)
+    pulls = t * one + 1 - clean - one
+    beta = math.sqrt(1 - 1 / n) - 1 / (2 * math.sqrt(n))
+    alpha = 1 - 1 / n - math.sqrt(n + 1) / (2 * n)
+    rho = (1 - clean) / (clean * (m - 1) * beta)
+    lean = (1 + 1 / (2 * math.sqrt(n) * beta)) * pulls + rho * math.sqrt(b) * zeta
+    lean /= clean * alpha
+    return lean / math.sqrt(b * (1 - lean**2))
+
+
+def test_fact_tilted_levels(page):
+    text, setting = fact(page, "tilted_levels"), (0.02, 0.5, 10.0)
+    sgd = level_on_the_page("SGD", *setting, 1, 64, 32)
+    found = [level_on_the_page("clipping", *setting, b, 64 // b, 32) for b in (1, 2, 4, 8, 16)]
+    assert f"SGD stops at {sgd:.3f} σ" in text
+    quoted = numbers_after(text, "clipping at most at ")
+    assert quoted == [round(level, 3) for level in found]
+    tilt = test_tilted.problem(test_tilted.Gaussian(sigma=1.0), p=0.02, t=0.5, c=10.0, n=32)
+    floors = [
+        mbsim.drift(tilt, mbsim.MicroBatchClipping(b), batch_size=64).floor(step_size=1e-6)
+        for b in (1, 2, 4, 8, 16)
+    ]
+    # Floors are roots of a quadrature; η = 1e-6 is not 0.
+    np.testing.assert_allclose(numbers_after(text, "by the exact drift "), floors, atol=6e-4)
+
+
+def test_fact_tilted_margins(page):
+    text = fact(page, "tilted_margins")
+    assert text.startswith(f"Random problems, {test_tilted.PROBLEMS} of them")
+    assert text.endswith(f"are {test_tilted.margins()}.")
+
+
+def test_fact_stalling(page):
+    shares = [100 * (1 - 0.5 ** (b / 64)) ** (1 / b) for b in (1, 2, 4, 8)]
+    text = fact(page, "stalling")
+    assert f"{shares[0]:.1f} %, {shares[1]:.0f} %, {shares[2]:.0f} % or {shares[3]:.0f} %" in text
 
 
 # ------------------------------------------------------- steps of the proofs, at random points
