@@ -24,10 +24,10 @@ from mbsim.clipping.rules import (
     SmallestNorm,
     TrimmedNorm,
     UnitNorm,
-    check_rule_argument,
-    looks_at_own_norm,
-    rank_of,
 )
+from mbsim.clipping.rules import check_rule_argument as check_rule_argument
+from mbsim.clipping.rules import looks_at_own_norm as looks_at_own_norm
+from mbsim.clipping.rules import rank_of as rank_of
 
 __all__ = [
     "FixedNorm",
@@ -38,8 +38,5 @@ __all__ = [
     "TrimmedNorm",
     "UnitNorm",
     "apply",
-    "check_rule_argument",
-    "looks_at_own_norm",
-    "rank_of",
     "update",
 ]

@@ -22,7 +22,7 @@ from mbsim.errors import (
     shown,
 )
 
-__all__ = ["apply", "global_norms", "map_tree", "update"]
+__all__ = ["apply", "update"]
 
 
 def apply(

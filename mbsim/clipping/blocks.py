@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from mbsim.errors import InvalidArgument
 
-__all__ = ["average", "measured_norms"]
-
 # Means held at a time (1 MiB in float64), and the fewest columns of them, to read memory in order.
 _BLOCK, _COLUMNS = 2**17, 2**14
 

@@ -20,10 +20,6 @@ __all__ = [
     "SmallestNorm",
     "TrimmedNorm",
     "UnitNorm",
-    "check_rule_argument",
-    "looks_at_own_norm",
-    "namespace",
-    "rank_of",
 ]
 
 # An array of floats: NumPy's, PyTorch's, JAX's, or another's that keeps to the array API.
