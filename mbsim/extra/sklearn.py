@@ -57,8 +57,8 @@ class MicroBatchClippingClassifier(ClassifierMixin, BaseEstimator):  # type: ign
 
     Args:
         batch_size: B.
-        micro_batch_size: b, which must divide B; or "auto": :func:`mbsim.advise` says it for a share
-            `validation_fraction` that is held out for it, after one epoch that is not clipped.
+        micro_batch_size: b, which must divide B; or "auto": :func:`mbsim.advise` says it after one
+            epoch that is not clipped, its target from a share `validation_fraction` held out.
         rule: the clipping rule; :class:`~mbsim.clipping.SmallestNorm` if none is given.
         step_size: η, constant.
         fit_intercept: whether there is one.
@@ -73,7 +73,8 @@ class MicroBatchClippingClassifier(ClassifierMixin, BaseEstimator):  # type: ign
 
     Attributes:
         classes_: the labels, ``[K]``.
-        coef_: ``[K, D]``; for two classes ``[1, D]``, the difference. `intercept_`: ``[K]`` or ``[1]``.
+        coef_: ``[K, D]``; for two classes their difference ``[1, D]``.
+        intercept_: ``[K]`` or ``[1]``.
         n_iter_: the epochs of ``fit``.
         loss_: the mean loss of the examples during the last epoch, each before its own step.
         micro_batch_size_: the b that was taken.
@@ -255,7 +256,7 @@ class MicroBatchClippingClassifier(ClassifierMixin, BaseEstimator):  # type: ign
             check_number("tol", self.tol)
 
     def _rows(self, X: Array, codes: Any, sample_weight: Any) -> tuple[Array, Any, Array]:
-        """Inputs with a column of ones, labels and weights: in an order of their own, 0 left out."""
+        """Inputs with a column of ones, labels, weights above 0: in an order of their own."""
         counts = _check_sample_weight(sample_weight, X, dtype=np.float64)
         if (counts < 0).any() or not counts.any():
             rule = "must be at least 0" if (counts < 0).any() else "must not be all 0"
@@ -306,7 +307,7 @@ class MicroBatchClippingClassifier(ClassifierMixin, BaseEstimator):  # type: ign
         if len(some) < self.batch_size:
             raise InvalidArgument(
                 f"micro_batch_size='auto' needs at least batch_size={self.batch_size} examples "
-                f"beside those held out, and at most {_ADVISED} are looked at; there are {len(some)}"
+                f"beside those held out, and looks at most at {_ADVISED}; there are {len(some)}"
             )
         inputs, (r, _) = train[some], _residuals(weights, train[some], train_codes[some])
         goal = _residuals(weights, held, held_codes)[0].T @ held / len(held)
