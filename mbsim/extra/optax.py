@@ -86,7 +86,7 @@ def micro_batch_clipping(
     if not looks_at_own_norm(rule) and rank not in (0, every_k - 1):
         raise InvalidArgument(
             f"rule={shown(rule)} has a threshold that is not known until the last micro-batch; "
-            "take SmallestNorm, FixedNorm or UnitNorm, or keep the gradients for mbsim.clipping.apply"
+            "take SmallestNorm, FixedNorm or UnitNorm, or keep them all for mbsim.clipping.apply"
         )
 
     def init(params: Any) -> MicroBatchClippingState:
