@@ -29,13 +29,13 @@ CLOSE = {"rtol": 2e-6, "atol": 2e-7}  # some tens of roundings of float32
 
 def draw(number):
     """So many micro-batch gradients, of lengths 0.1 to 10."""
-    scales = np.exp(RNG.uniform(-2, 2, number))
-    return [
-        jax.tree.map(
-            lambda p, s=s: jnp.asarray(s * RNG.standard_normal(p.shape), "float32"), PARAMETERS
+
+    def one(scale):
+        return jax.tree.map(
+            lambda p: jnp.asarray(scale * RNG.standard_normal(p.shape), "float32"), PARAMETERS
         )
-        for s in scales
-    ]
+
+    return [one(scale) for scale in np.exp(RNG.uniform(-2, 2, number))]
 
 
 def flat(tree):
@@ -164,7 +164,7 @@ def test_what_is_refused():
         micro_batch_clipping(8, SmallestNorm)
     transformation = micro_batch_clipping(2)
     state = transformation.init(PARAMETERS)
-    with pytest.raises(InvalidArgument, match="weight=-1.0 must be at least 0"):
+    with pytest.raises(InvalidArgument, match=r"weight=-1.0 must be at least 0"):
         transformation.update(PARAMETERS, state, weight=-1)
     with pytest.raises(InvalidArgument, match="the structure of the parameters"):
         transformation.update([jnp.zeros(3)], state)
