@@ -13,7 +13,7 @@ from scipy import optimize, special, stats
 import mbsim
 from mbsim import statistics
 from mbsim._shared.seeds import seed_sequence
-from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, UnitNorm
+from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, TrimmedNorm, UnitNorm
 from mbsim.drifts import law, layer_cake, sources, walks
 from mbsim.drifts.drift import drift, drifts
 from mbsim.drifts.law import MicroBatchLaw, Points
@@ -27,6 +27,7 @@ MANY = stats.norm.isf(RATE / 2)
 RULES = (
     SmallestNorm(),
     QuantileNorm(0.4),
+    TrimmedNorm(0.4),
     FixedNorm(0.7),
     UnitNorm(0.05),
     UnitNorm(0.0),
@@ -114,6 +115,14 @@ def dragger_vectors(draggers, shape, dimensions, rng):
     return math.sqrt(gamma) * common + math.sqrt(1 - gamma) * own
 
 
+def shortest_mean(means, norms, k):
+    """The mean of the k shortest of every step; a tie shares the last places."""
+    last = np.sort(norms, axis=1)[:, k - 1 : k]
+    below, tied = norms < last, norms == last
+    left = (k - below.sum(axis=1, keepdims=True)) / tied.sum(axis=1, keepdims=True)
+    return ((below + left * tied)[..., None] * means).sum(axis=1) / k
+
+
 def clipped(means, rule):
     """Algorithm 1 and its family, written out: [steps, m, d] to [steps, d]."""
     norms = np.linalg.norm(means, axis=-1)
@@ -129,6 +138,8 @@ def clipped(means, rule):
         length = np.minimum(norms, threshold[:, None])
     elif isinstance(rule, FixedNorm):
         length = np.minimum(norms, rule.threshold)
+    elif isinstance(rule, TrimmedNorm):
+        return shortest_mean(means, norms, m - math.floor(rule.fraction * m))
     else:
         shifted = norms + rule.epsilon
         length = np.divide(norms, shifted, out=np.zeros_like(norms), where=norms > 0)

@@ -71,9 +71,7 @@ def test_algorithm_1_on_any_array():
     norms, n = np.linalg.norm(rows, axis=1), np.array(found["tokens"])
     expected = norms.min() * (n[:, None] * rows / norms[:, None]).sum(axis=0) / n.sum()
     assert np.allclose(found["update"][0].ravel(), expected, rtol=1e-12)
-    means = [x[i : i + 4].reshape(-1, 6).mean(axis=0) for i in (0, 4)] + [
-        x[8:11].reshape(3, 6).mean(0)
-    ]
+    means = [x[i:j].reshape(-1, 6).mean(axis=0) for i, j in ((0, 4), (4, 8), (8, 11))]
     least = min(map(np.linalg.norm, means))
     sums = [k * mean / np.linalg.norm(mean) for k, mean in zip((4, 4, 3), means, strict=True)]
     assert np.allclose(found["padded"][0].ravel(), least * sum(sums) / 11, rtol=1e-12)
