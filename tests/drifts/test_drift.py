@@ -252,7 +252,25 @@ def enumerated(made, rule, b, m, r):
     return progress, second
 
 
-@pytest.mark.parametrize("rule", [*RULES, QuantileNorm(0.8)], ids=repr)
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+@pytest.mark.parametrize(("b", "m"), [(1, 4), (2, 2), (1, 3)])
+def test_trimming_is_sampled_around_every_mini_batch(gamma, b, m):
+    """Two-point noise has many norms that tie."""
+    rule = TrimmedNorm(0.4)
+    made = problem(TwoPoint(sigma=1.3, rare=0.3), n=1, walk=1, p=0.25, c=1.7, gamma=gamma)
+    found = drift(made, clip(b, rule), batch_size=b * m).at(0.4)
+    assert found.method == "sample"
+    progress, second = enumerated(made, rule, b, m, 0.4)
+    assert abs(found.progress - progress) < MANY * found.progress_standard_error
+    assert abs(found.second_moment - second) < MANY * found.second_moment_standard_error
+    assert found.progress_standard_error < 0.02
+    assert found.second_moment_standard_error < 0.02
+
+
+EXACT = [rule for rule in RULES if not isinstance(rule, TrimmedNorm)]
+
+
+@pytest.mark.parametrize("rule", [*EXACT, QuantileNorm(0.8)], ids=repr)
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
 def test_every_mini_batch_of_a_tiny_problem(rule, gamma):
     made = problem(TwoPoint(sigma=1.3, rare=0.3), n=1, walk=1, p=0.25, c=1.7, gamma=gamma)
