@@ -116,6 +116,10 @@ class SmallestNorm:
 
     def factors(self, norms: Floats) -> Floats:
         """s_j = ρ/x_j."""
+        if isinstance(norms, np.ndarray):
+            smallest = norms.min(axis=-1, keepdims=True)
+            if smallest.all():  # most often, and quicker
+                return smallest / norms
         smallest = namespace(norms).min(norms, axis=-1, keepdims=True)
         return _share(smallest, norms, norms != 0, 0.0)
 

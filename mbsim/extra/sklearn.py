@@ -1,11 +1,12 @@
 r"""Multinomial logistic regression by clipped mini-batches, as an estimator of scikit-learn.
 
 The gradient of example i is the outer product r_i x_iᵀ of its residual r = softmax(W x) − onehot(y)
-and its inputs, so a micro-batch S of b has X_S = R_Sᵀ X_S / b and
+and its inputs, so the mean over a micro-batch S is
 
-.. math:: \|X_S\|^2 = \frac1{b^2} \sum_{i,l \in S} ⟨r_i, r_l⟩ ⟨x_i, x_l⟩:
+.. math:: X_S = \frac1b \sum_{i \in S} r_i x_i^T:
 
-no gradient of an example is ever formed. It needs scikit-learn, which the extra ``data`` brings.
+no gradient of an example is ever formed, and one sum serves all micro-batches, one after
+another. It needs scikit-learn, which the extra ``data`` brings.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ except ImportError:
     ) from None
 
 from mbsim.clipping import Rule, SmallestNorm, check_rule_argument
+from mbsim.compiled.softmax import descend, look
 from mbsim.errors import InvalidArgument, check_divides, check_integer, check_number, shown
 from mbsim.gradients.advice import advise
 from mbsim.gradients.gram import Gram
@@ -270,7 +272,7 @@ class MicroBatchClippingClassifier(ClassifierMixin, BaseEstimator):  # type: ign
         key = X @ np.random.default_rng(0).standard_normal(X.shape[1]) + math.pi * codes
         order = np.argsort(key, kind="stable")
         order = order[counts[order] > 0]
-        return x[order], codes[order], counts[order]
+        return np.ascontiguousarray(x[order]), codes[order], counts[order]
 
     def _epoch(
         self, weights: Array, x: Array, codes: Any, counts: Array, size: Any, random: Any
@@ -283,19 +285,17 @@ class MicroBatchClippingClassifier(ClassifierMixin, BaseEstimator):  # type: ign
         order = np.searchsorted(ends, places, side="right").clip(max=len(x) - 1)
         if self.shuffle:
             order = random.permutation(order)
-        x, codes, total = x[order], codes[order], 0.0
+        total = 0.0
         with np.errstate(all="ignore"):  # looked at below
-            for i in range(0, len(x), self.batch_size):
-                some = slice(i, i + self.batch_size)
-                residuals, loss = _residuals(weights, x[some], codes[some])
-                weights -= self.step_size * _update(residuals, x[some], size, rule)
-                total += loss
+            for i in range(0, len(order), self.batch_size):
+                rows = order[i : i + self.batch_size]
+                total += _step(weights, x, codes, rows, size, rule, self.step_size)
         if not np.isfinite(weights).all() or not np.isfinite(total):
             raise InvalidArgument(
                 f"step_size={self.step_size} makes the coefficients overflow; take a smaller one, "
                 "or scale X"
             )
-        return total / len(x)
+        return total / len(order)
 
     def _advised(self, x: Array, codes: Any, classes: int, random: Any) -> int:
         """The b of :func:`mbsim.advise` for gradients after one epoch of SGD."""
@@ -309,8 +309,8 @@ class MicroBatchClippingClassifier(ClassifierMixin, BaseEstimator):  # type: ign
                 f"micro_batch_size='auto' needs at least batch_size={self.batch_size} examples "
                 f"beside those held out, and looks at most at {_ADVISED}; there are {len(some)}"
             )
-        inputs, (r, _) = train[some], _residuals(weights, train[some], train_codes[some])
-        goal = _residuals(weights, held, held_codes)[0].T @ held / len(held)
+        inputs, r = train[some], _residuals(weights, train[some], train_codes[some])
+        goal = _residuals(weights, held, held_codes).T @ held / len(held)
         gram = Gram.from_matrix(
             (r @ r.T) * (inputs @ inputs.T),
             target_products=np.einsum("ik,kd,id->i", r, goal, inputs, optimize=True),
@@ -327,42 +327,20 @@ class MicroBatchClippingClassifier(ClassifierMixin, BaseEstimator):  # type: ign
         self.intercept_ = rows[:, -1].copy() if self.fit_intercept else np.zeros(len(rows))
 
 
-def _residuals(weights: Array, x: Array, codes: Any) -> tuple[Array, float]:
-    """The residuals softmax(W x) − onehot(y), ``[B, K]``, and the sum of the losses.
-
-    The label's entry is −Σ of the others, not p_y − 1, which would lose its digits as p_y → 1.
-    """
-    p = x @ weights.T
-    p -= p.max(axis=1, keepdims=True)
-    label = np.arange(len(p)), codes
-    logit = p[label]
-    np.exp(p, out=p)
-    p[label] = 0.0
-    others = p.sum(axis=1)
-    total = others + np.exp(logit)
-    p[label] = -others
-    p /= total[:, None]
-    return p, float((np.log(total) - logit).sum())
+def _residuals(weights: Array, x: Array, codes: Any) -> Array:
+    """softmax(W x) − onehot(y) of all rows, ``[N, K]``."""
+    residuals = np.empty((len(x), len(weights)))
+    look(weights, x, codes, np.arange(len(x)), len(x), residuals, np.empty(1))
+    return residuals
 
 
-def _update(residuals: Array, x: Array, size: int, rule: Rule) -> Array:
-    """Algorithm 1's Σ n_j s_j X_j / Σ n_j; the last micro-batch may be a short one."""
-    examples, classes = residuals.shape
-    if short := -examples % size:
-        residuals = np.concatenate([residuals, np.zeros((short, classes))])
-        x = np.concatenate([x, np.zeros((short, x.shape[1]))])
-    m = len(x) // size
-    r, inputs = residuals.reshape(m, size, classes), x.reshape(m, size, -1)
-    if size < classes:  # of b × b products, otherwise of K × D sums
-        products = r @ r.swapaxes(1, 2) * (inputs @ inputs.swapaxes(1, 2))
-        squares = np.maximum(products.sum(axis=(1, 2)), 0)
-    else:
-        sums = r.swapaxes(1, 2) @ inputs
-        squares = np.einsum("mkd,mkd->m", sums, sums)
-    norms = np.sqrt(squares) / size
-    if short:
-        norms[-1] *= size / (size - short)
-    factors = rule.factors(norms) / examples
-    if size < classes:
-        return (residuals * np.repeat(factors, size)[:, None]).T @ x
-    return np.tensordot(factors, sums, axes=1)
+def _step(
+    weights: Array, x: Array, codes: Any, rows: Any, size: int, rule: Rule, step_size: float
+) -> float:
+    """One step of Algorithm 1, in place: η Σ n_j s_j X_j / Σ n_j of some rows; their losses."""
+    residuals = np.empty((len(rows), len(weights)))
+    norms = np.empty(-(-len(rows) // size))
+    losses = look(weights, x, codes, rows, size, residuals, norms)
+    factors = np.asarray(rule.factors(norms), np.float64)
+    descend(weights, x, rows, size, residuals, factors * (step_size / len(rows)))
+    return losses

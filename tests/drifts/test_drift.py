@@ -261,8 +261,9 @@ def test_trimming_is_sampled_around_every_mini_batch(gamma, b, m):
     found = drift(made, clip(b, rule), batch_size=b * m).at(0.4)
     assert found.method == "sample"
     progress, second = enumerated(made, rule, b, m, 0.4)
-    assert abs(found.progress - progress) < MANY * found.progress_standard_error
-    assert abs(found.second_moment - second) < MANY * found.second_moment_standard_error
+    assert abs(found.progress - progress) < MANY * found.progress_standard_error + 1e-12
+    error = MANY * found.second_moment_standard_error + 1e-12
+    assert abs(found.second_moment - second) < error
     assert found.progress_standard_error < 0.02
     assert found.second_moment_standard_error < 0.02
 
