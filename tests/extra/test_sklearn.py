@@ -1,5 +1,6 @@
 """The classifier: scikit-learn's own checks, and Algorithm 1 by explicit gradients."""
 
+import time
 import warnings
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from softmax import per_example_gradients
 from test_clipping import RULES, plain_factor
@@ -178,3 +179,20 @@ def test_the_same_seed_gives_the_same_numbers():
             MicroBatchClippingClassifier(random_state=3, max_iter=3).fit(X, Y) for _ in range(2)
         )
     np.testing.assert_array_equal(one.coef_, other.coef_)
+
+
+def test_an_epoch_takes_no_three_times_as_long_as_that_of_sgd_classifier():
+    """Processor time on digits; half of SGDClassifier's when it was measured."""
+
+    def seconds_per_epoch(model):
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            model.fit(X, Y)
+            times.append(time.process_time() - start)
+        return min(times) / 20
+
+    judge = SGDClassifier(loss="log_loss", max_iter=20, tol=None)
+    for b in (1, 8, 64):
+        ours = MicroBatchClippingClassifier(micro_batch_size=b, max_iter=20, tol=None)
+        assert seconds_per_epoch(ours) < 3 * seconds_per_epoch(judge)
