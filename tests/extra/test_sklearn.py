@@ -82,7 +82,7 @@ def test_without_clipping_it_comes_to_logistic_regression():
 
 def test_weights_are_repetitions_and_rows_have_no_order():
     counts = np.random.default_rng(0).integers(0, 4, 200)
-    few = X[:200], Y[:200]
+    few = np.concatenate([X[:100], X[:100]]), Y[:200]  # inputs twice, with labels of their own
     repeated = MicroBatchClippingClassifier(max_iter=5, tol=None, **SMALL).fit(
         np.repeat(few[0], counts, axis=0), np.repeat(few[1], counts)
     )
