@@ -23,6 +23,7 @@ RULES = (
     mbsim.clipping.SmallestNorm(),
     mbsim.clipping.FixedNorm(0.7),
     mbsim.clipping.QuantileNorm(0.5),
+    mbsim.clipping.TrimmedNorm(0.3),
     mbsim.clipping.UnitNorm(0.1),
 )
 LAWS = (

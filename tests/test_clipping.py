@@ -17,8 +17,10 @@ from mbsim.clipping import (
     NoClipping,
     QuantileNorm,
     SmallestNorm,
+    TrimmedNorm,
     UnitNorm,
     apply,
+    blocks,
     update,
 )
 
@@ -29,6 +31,8 @@ RULES = [
     QuantileNorm(0.0),
     QuantileNorm(0.5),
     QuantileNorm(1.0),
+    TrimmedNorm(0.0),
+    TrimmedNorm(0.4),
     UnitNorm(0.1),
     UnitNorm(0.0),
 ]
@@ -48,6 +52,10 @@ def plain_factor(rule, norm, norms):
         case QuantileNorm(q):
             threshold = sorted(norms)[math.floor(Fraction(q) * (len(norms) - 1))]
             return min(1.0, threshold / norm) if norm > 0 else 1.0
+        case TrimmedNorm(fraction):
+            kept = len(norms) - math.floor(fraction * len(norms))
+            ties = [i for i, other in enumerate(sorted(norms)) if other == norm]
+            return sum(i < kept for i in ties) / len(ties) * len(norms) / kept
         case UnitNorm(epsilon):
             return 1 / (norm + epsilon) if norm + epsilon > 0 else 0.0
     raise AssertionError(rule)
@@ -128,6 +136,8 @@ def test_rotations_commute(rule, x, seed):
     norms = np.linalg.norm(x, axis=1)
     if isinstance(rule, UnitNorm):
         assume(norms.min() > 0)  # a zero stays one under rotation, but 1/norm is no smaller for it
+    if isinstance(rule, TrimmedNorm):  # rotations round, and so break ties
+        assume((np.diff(np.sort(norms)) > 1e-12 * norms.max()).all())
     d = x.shape[1]
     rotation = np.linalg.qr(np.random.default_rng(seed).standard_normal((d, d)))[0]
     # Rounding of either side is relative to the longest factor times its gradient.
@@ -403,8 +413,8 @@ def test_blocks_change_nothing_but_roundings(monkeypatch, scale):
             clean = x if b < 24 else x[:1]
             whole = update(clean, b, rule, nonfinite=nonfinite)
             with monkeypatch.context() as patch:
-                patch.setattr(clipping, "_BLOCK", 40)
-                patch.setattr(clipping, "_COLUMNS", 8)
+                patch.setattr(blocks, "_BLOCK", 40)
+                patch.setattr(blocks, "_COLUMNS", 8)
                 pieces = update(clean, b, rule, nonfinite=nonfinite)
             size = np.abs(whole).max()
             np.testing.assert_allclose(pieces, whole, rtol=0, atol=1e-14 * size)

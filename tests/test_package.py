@@ -25,6 +25,7 @@ DOCS = ROOT / "docs"
 
 HEAVY = {
     "sympy", "matplotlib", "hypothesis", "xarray", "pandas", "sklearn", "jax", "torch",
+    "optax", "array_api_compat",
     "scipy.stats", "scipy.optimize", "scipy.integrate", "rich", "typer",
 }  # fmt: skip
 
@@ -185,7 +186,8 @@ def test_the_files_and_tests_that_the_page_names_are_there():
 NO_EXAMPLE = {
     "mbsim.__version__": "a string",
     "mbsim.methods.Method": "a protocol; its two implementations have examples",
-    "mbsim.clipping.Rule": "a protocol; docs/extending.md writes one",
+    "mbsim.extra.optax.MicroBatchClippingState": "a record of what update keeps",
+    "mbsim.clipping.rules.Rule": "a protocol; docs/extending.md writes one",
     "mbsim.problems.losses.Loss": "a protocol; docs/extending.md writes one",
     "mbsim.problems.noise.NoiseLaw": "a protocol; docs/extending.md writes one",
     "mbsim.problems.noise.VectorNoise": "a protocol; docs/extending.md writes one",
@@ -201,7 +203,7 @@ def public_names():
         try:
             module = importlib.import_module(found.name)
         except ModuleNotFoundError as error:
-            if error.name != "torch":  # the one extra that the test tools do not bring
+            if error.name not in {"torch", "optax"}:  # extras that the test tools do not bring
                 raise
             continue
         for name in getattr(module, "__all__", ()):
@@ -240,6 +242,8 @@ SHOWCASE = (
     "mbsim.verdicts",
     "mbsim.testing",
     "mbsim.extra.hypothesis",
+    "mbsim.extra.optax",
+    "mbsim.extra.sklearn",
     "mbsim.extra.torch",
     "mbsim.checking.formulas",
     "mbsim.choosing.phase_diagram.phase_diagram",
@@ -346,5 +350,5 @@ def test_all_that_is_asked_to_be_installed_can_be():
 def test_the_extra_all_is_all_that_users_need():
     extras = PROJECT["optional-dependencies"]
     (rest,) = re.findall(r"microbatch-clipping\[(.*)\]", extras["all"][0])
-    assert {*rest.split(","), "all", "dev", "torch", "bench"} == {*extras}
+    assert {*rest.split(","), "all", "dev", "torch", "jax", "bench"} == {*extras}
     assert "microbatch-clipping[all]" in extras["dev"]

@@ -22,6 +22,7 @@ from mbsim.testing import ContractBroken, check_loss, check_noise, check_rule
         mbsim.clipping.FixedNorm(0.3),
         mbsim.clipping.FixedNorm(1e9),
         *(mbsim.clipping.QuantileNorm(q) for q in (0, 0.3, 1)),
+        *(mbsim.clipping.TrimmedNorm(fraction) for fraction in (0, 0.3, 0.99)),
         mbsim.clipping.UnitNorm(0.0),
         mbsim.clipping.UnitNorm(0.1),
     ],

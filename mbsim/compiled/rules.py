@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["fixed", "none", "ranked", "smallest", "unit"]
+from mbsim.compiled.jit import helper
+
+__all__ = ["fixed", "none", "ranked", "smallest", "trimmed", "unit"]
 
 _TINY = float(np.finfo(np.float64).tiny)
 
@@ -30,25 +32,22 @@ def fixed(norms, parameters, factors):
         factors[j] = parameters[0] / norms[j] if norms[j] > parameters[0] else 1.0
 
 
-def ranked(norms, parameters, factors):
-    """min(1, Q/x_j), Q the norm whose rank is the parameter's share of m − 1, rounded down.
-
-    Found by Hoare's selection (1961) in the room for the factors.
-    """
+@helper
+def _of_rank(norms, rank, room):
+    """The norm of a rank, 0 the smallest, by Hoare's selection (1961) in `room`."""
     for j in range(norms.size):
-        factors[j] = norms[j]
-    rank = int(np.floor(parameters[0] * (norms.size - 1)))
+        room[j] = norms[j]
     low, high = 0, norms.size - 1
     while low < high:
-        pivot = factors[(low + high) // 2]
+        pivot = room[(low + high) // 2]
         i, j = low, high
         while i <= j:
-            while factors[i] < pivot:
+            while room[i] < pivot:
                 i += 1
-            while pivot < factors[j]:
+            while pivot < room[j]:
                 j -= 1
             if i <= j:
-                factors[i], factors[j] = factors[j], factors[i]
+                room[i], room[j] = room[j], room[i]
                 i += 1
                 j -= 1
         if rank <= j:
@@ -57,9 +56,30 @@ def ranked(norms, parameters, factors):
             low = i
         else:
             low = high = rank
-    threshold = factors[rank]
+    return room[rank]
+
+
+def ranked(norms, parameters, factors):
+    """min(1, Q/x_j), Q the norm whose rank is the parameter's share of m − 1, rounded down."""
+    rank = int(np.floor(parameters[0] * (norms.size - 1)))
+    threshold = _of_rank(norms, rank, factors)
     for j in range(norms.size):
         factors[j] = threshold / norms[j] if norms[j] > threshold else 1.0
+
+
+def trimmed(norms, parameters, factors):
+    """m/k for the k shortest, the parameter being the share of the others; ties share."""
+    m = norms.size
+    kept = max(1, m - int(np.floor(parameters[0] * m)))
+    last = _of_rank(norms, kept - 1, factors)
+    places, tied = kept, 0
+    for j in range(m):
+        places -= norms[j] < last
+        tied += norms[j] == last
+    for j in range(m):
+        factors[j] = m / kept if norms[j] < last else 0.0
+        if norms[j] == last:
+            factors[j] = places / tied * (m / kept)
 
 
 def unit(norms, parameters, factors):

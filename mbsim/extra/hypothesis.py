@@ -39,7 +39,15 @@ except ImportError:
         name="hypothesis",
     ) from None
 
-from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, Rule, SmallestNorm, UnitNorm
+from mbsim.clipping import (
+    FixedNorm,
+    NoClipping,
+    QuantileNorm,
+    Rule,
+    SmallestNorm,
+    TrimmedNorm,
+    UnitNorm,
+)
 from mbsim.errors import InvalidArgument, check_integer, check_number, divisors, shown
 from mbsim.methods import SGD, Method, MicroBatchClipping
 from mbsim.problems.draggers import Draggers
@@ -341,14 +349,14 @@ _RULES: dict[type, SearchStrategy[Rule]] = {
     SmallestNorm: st.just(SmallestNorm()),
     FixedNorm: st.builds(FixedNorm, threshold=_SCALES),
     QuantileNorm: st.builds(QuantileNorm, q=_SHARES),
+    TrimmedNorm: st.builds(TrimmedNorm, fraction=_SHARES.filter(lambda share: share < 1)),
     UnitNorm: st.builds(UnitNorm, epsilon=_SHARES),
 }
 
 
-def rules(
-    *, kinds: Iterable[type] = (NoClipping, SmallestNorm, FixedNorm, QuantileNorm, UnitNorm)
-) -> SearchStrategy[Rule]:
-    """The package's clipping rules: thresholds from 1/16 to 16, every quantile, ε from 0 to 1.
+def rules(*, kinds: Iterable[type] = tuple(_RULES)) -> SearchStrategy[Rule]:
+    """The package's clipping rules: thresholds from 1/16 to 16, every quantile
+    and fraction, ε from 0 to 1.
 
     Args:
         kinds: which classes to draw from.

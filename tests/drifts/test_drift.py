@@ -13,7 +13,7 @@ from scipy import optimize, special, stats
 import mbsim
 from mbsim import statistics
 from mbsim._shared.seeds import seed_sequence
-from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, UnitNorm
+from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, TrimmedNorm, UnitNorm
 from mbsim.drifts import law, layer_cake, sources, walks
 from mbsim.drifts.drift import drift, drifts
 from mbsim.drifts.law import MicroBatchLaw, Points
@@ -27,6 +27,7 @@ MANY = stats.norm.isf(RATE / 2)
 RULES = (
     SmallestNorm(),
     QuantileNorm(0.4),
+    TrimmedNorm(0.4),
     FixedNorm(0.7),
     UnitNorm(0.05),
     UnitNorm(0.0),
@@ -114,6 +115,14 @@ def dragger_vectors(draggers, shape, dimensions, rng):
     return math.sqrt(gamma) * common + math.sqrt(1 - gamma) * own
 
 
+def shortest_mean(means, norms, k):
+    """The mean of the k shortest of every step; a tie shares the last places."""
+    last = np.sort(norms, axis=1)[:, k - 1 : k]
+    below, tied = norms < last, norms == last
+    left = (k - below.sum(axis=1, keepdims=True)) / tied.sum(axis=1, keepdims=True)
+    return ((below + left * tied)[..., None] * means).sum(axis=1) / k
+
+
 def clipped(means, rule):
     """Algorithm 1 and its family, written out: [steps, m, d] to [steps, d]."""
     norms = np.linalg.norm(means, axis=-1)
@@ -129,6 +138,8 @@ def clipped(means, rule):
         length = np.minimum(norms, threshold[:, None])
     elif isinstance(rule, FixedNorm):
         length = np.minimum(norms, rule.threshold)
+    elif isinstance(rule, TrimmedNorm):
+        return shortest_mean(means, norms, m - math.floor(rule.fraction * m))
     else:
         shifted = norms + rule.epsilon
         length = np.divide(norms, shifted, out=np.zeros_like(norms), where=norms > 0)
@@ -241,7 +252,26 @@ def enumerated(made, rule, b, m, r):
     return progress, second
 
 
-@pytest.mark.parametrize("rule", [*RULES, QuantileNorm(0.8)], ids=repr)
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+@pytest.mark.parametrize(("b", "m"), [(1, 4), (2, 2), (1, 3)])
+def test_trimming_is_sampled_around_every_mini_batch(gamma, b, m):
+    """Two-point noise has many norms that tie."""
+    rule = TrimmedNorm(0.4)
+    made = problem(TwoPoint(sigma=1.3, rare=0.3), n=1, walk=1, p=0.25, c=1.7, gamma=gamma)
+    found = drift(made, clip(b, rule), batch_size=b * m).at(0.4)
+    assert found.method == "sample"
+    progress, second = enumerated(made, rule, b, m, 0.4)
+    assert abs(found.progress - progress) < MANY * found.progress_standard_error + 1e-12
+    error = MANY * found.second_moment_standard_error + 1e-12
+    assert abs(found.second_moment - second) < error
+    assert found.progress_standard_error < 0.02
+    assert found.second_moment_standard_error < 0.02
+
+
+EXACT = [rule for rule in RULES if not isinstance(rule, TrimmedNorm)]
+
+
+@pytest.mark.parametrize("rule", [*EXACT, QuantileNorm(0.8)], ids=repr)
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
 def test_every_mini_batch_of_a_tiny_problem(rule, gamma):
     made = problem(TwoPoint(sigma=1.3, rare=0.3), n=1, walk=1, p=0.25, c=1.7, gamma=gamma)

@@ -12,6 +12,7 @@ import mbsim
 PAGE = (Path(__file__).parents[2] / "docs" / "use.md").read_text(encoding="utf-8")
 FIRST, *SECTIONS = re.split(r"^## ", PAGE, flags=re.M)
 TITLES = ["PyTorch", "Opacus", "BackPACK", "JAX", "Anything else"]
+LOOPS = ["Algorithm 1 on any array", "optax", "scikit-learn"]
 
 
 def blocks(text):
@@ -19,21 +20,27 @@ def blocks(text):
 
 
 def test_every_section_is_tested():
-    assert [section.splitlines()[0] for section in SECTIONS] == TITLES
-    assert [len(blocks(section)) for section in [FIRST, *SECTIONS]] == [1, 2, 1, 1, 1, 1]
+    assert [section.splitlines()[0] for section in SECTIONS] == TITLES + LOOPS
+    assert [len(blocks(section)) for section in [FIRST, *SECTIONS]] == [1, 2, 1, 1, 1, 1, 2, 2, 1]
 
 
-@pytest.mark.parametrize("title", TITLES)
-@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # Opacus and BackPACK
-def test_a_frameworks_gradients_are_those_of_the_formula(title, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    code = blocks(SECTIONS[TITLES.index(title)])
+def run(title):
+    """All blocks of a section after the first of the page, in one namespace."""
+    code = blocks(SECTIONS[(TITLES + LOOPS).index(title)])
     for library in re.findall(r"^(?:from|import) (\w+)", "\n".join(code), flags=re.M):
         if library != "mbsim":
             pytest.importorskip(library)
     namespace = {}
     for number, block in enumerate([*blocks(FIRST), *code]):
         exec(compile(block, f"use.md, {title}, block {number}", "exec"), namespace)
+    return code, namespace
+
+
+@pytest.mark.parametrize("title", TITLES)
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # Opacus and BackPACK
+def test_a_frameworks_gradients_are_those_of_the_formula(title, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, namespace = run(title)
     weight, bias = np.ones((1, 5)), np.zeros(1)
     if "torch.manual_seed" in code[0]:
         torch = importlib.import_module("torch")
@@ -55,3 +62,39 @@ def test_a_frameworks_gradients_are_those_of_the_formula(title, tmp_path, monkey
         assert close(namespace["same"].matrix, rows @ rows.T)
         assert len(capsys.readouterr().out.splitlines()) >= 2
     assert isinstance(gram, mbsim.Gram)
+
+
+def test_algorithm_1_on_any_array():
+    _, found = run("Algorithm 1 on any array")
+    x = found["weight"]
+    rows = x[:3].reshape(3, 6)
+    norms, n = np.linalg.norm(rows, axis=1), np.array(found["tokens"])
+    expected = norms.min() * (n[:, None] * rows / norms[:, None]).sum(axis=0) / n.sum()
+    assert np.allclose(found["update"][0].ravel(), expected, rtol=1e-12)
+    means = [x[i:j].reshape(-1, 6).mean(axis=0) for i, j in ((0, 4), (4, 8), (8, 11))]
+    least = min(map(np.linalg.norm, means))
+    sums = [k * mean / np.linalg.norm(mean) for k, mean in zip((4, 4, 3), means, strict=True)]
+    assert np.allclose(found["padded"][0].ravel(), least * sum(sums) / 11, rtol=1e-12)
+
+
+def test_optax_trains(capsys):
+    _, found = run("optax")
+    assert capsys.readouterr().out.split() == ["0"]
+    x, y = (part.astype(float) for part in found["train"])
+    w = np.append(np.ones(5), 0.0)
+    for start in range(0, 240, 48):
+        means = []
+        for i in range(start, start + 48, 6):
+            inputs = np.hstack([x[i : i + 6], np.ones((6, 1))])
+            means.append(2 * (inputs @ w - y[i : i + 6, 0]) @ inputs / 6)
+        norms = np.linalg.norm(means, axis=1)
+        w -= 0.1 * norms.min() * (means / norms[:, None]).mean(axis=0)
+    trained = np.append(found["weights"]["weight"], found["weights"]["bias"])
+    assert np.allclose(trained, w, rtol=1e-4)
+
+
+def test_scikit_learn_trains(capsys):
+    run("scikit-learn")
+    score, size = map(float, capsys.readouterr().out.split())
+    assert score > 0.85
+    assert 64 % size == 0

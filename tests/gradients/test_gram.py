@@ -15,10 +15,17 @@ from hypothesis import strategies as st
 
 import mbsim
 from mbsim import Gram, InvalidArgument, clipping
-from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, UnitNorm
+from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, TrimmedNorm, UnitNorm
 from mbsim.gradients import gram as gram_module
 
-RULES = [NoClipping(), SmallestNorm(), FixedNorm(3.0), QuantileNorm(0.5), UnitNorm(0.01)]
+RULES = [
+    NoClipping(),
+    SmallestNorm(),
+    FixedNorm(3.0),
+    QuantileNorm(0.5),
+    TrimmedNorm(0.3),
+    UnitNorm(0.01),
+]
 # What is asked of norms, products and cosines that a Gram matrix gives.
 CLOSE = 1e-10
 

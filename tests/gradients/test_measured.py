@@ -13,7 +13,7 @@ from scipy import optimize
 
 import mbsim
 from mbsim import SGD, Gram, InvalidArgument, MeasuredProblem, MicroBatchClipping, clipping, noise
-from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, UnitNorm
+from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, TrimmedNorm, UnitNorm
 from mbsim.drifts.drift import drift, drifts
 from mbsim.gradients import measured as measured_module
 from mbsim.gradients.measured import geometric_median
@@ -21,7 +21,14 @@ from mbsim.problems.vectors import VectorDraws
 from mbsim.statistics import from_error
 from mbsim.verdicts import Refusal
 
-RULES = [NoClipping(), SmallestNorm(), FixedNorm(3.0), QuantileNorm(0.5), UnitNorm(0.01)]
+RULES = [
+    NoClipping(),
+    SmallestNorm(),
+    FixedNorm(3.0),
+    QuantileNorm(0.5),
+    TrimmedNorm(0.3),
+    UnitNorm(0.01),
+]
 CLOSE = 1e-10
 # Every comparison with a sample is wrong by chance once in so many times.
 RATE = 1e-6

@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 from softmax import per_example_gradients
 
 from mbsim import clipping
-from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, UnitNorm
+from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, TrimmedNorm, UnitNorm
 from mbsim.errors import InvalidArgument
 from mbsim.gradients import training
 from mbsim.gradients.training import (
@@ -23,7 +23,14 @@ from mbsim.gradients.training import (
 )
 from mbsim.methods import SGD, MicroBatchClipping
 
-RULES = [NoClipping(), SmallestNorm(), FixedNorm(0.5), QuantileNorm(0.5), UnitNorm(0.01)]
+RULES = [
+    NoClipping(),
+    SmallestNorm(),
+    FixedNorm(0.5),
+    QuantileNorm(0.5),
+    TrimmedNorm(0.3),
+    UnitNorm(0.01),
+]
 
 
 @pytest.fixture(scope="module")
