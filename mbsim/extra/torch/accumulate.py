@@ -53,6 +53,10 @@ class Step:
         left_out: how many micro-batches were not finite, and so in neither sum nor count.
         how: "exact", or "tracked" for factors from the norms of earlier micro-batches.
         skipped: why there is no update, or "".
+
+    >>> norms, factors, weights = np.array([5.0, 10.0]), np.array([1.0, 0.5]), np.ones(2)
+    >>> Step(norms=norms, factors=factors, weights=weights, left_out=0, how="exact").fraction_clipped
+    0.5
     """
 
     norms: NDArray[np.float64]

@@ -415,8 +415,9 @@ class _Product:
         a, h = self.inputs, self.slopes
         (rows, i), o = a.shape[-2:], h.shape[-1]
         if rows * (i + o) <= i * o:
-            return ((a @ a.mT) * (h @ h.mT)).sum((-1, -2)).clamp(min=0)
-        return (h.mT @ a).square().sum((-1, -2))
+            return _dot(a @ a.mT, h @ h.mT).clamp(min=0)
+        gradients = h.mT @ a
+        return _dot(gradients, gradients)
 
     def gradients(self) -> torch.Tensor:
         return (self.slopes.mT @ self.inputs).flatten(1)
@@ -508,6 +509,11 @@ class _Patches:
                         self.dilation, self.groups)  # fmt: skip
 
 
+def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Inner products of matrices, without the products of their entries in memory."""
+    return (x.flatten(-2)[..., None, :] @ y.flatten(-2)[..., :, None])[..., 0, 0]
+
+
 def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -523,10 +529,10 @@ def _squares(forms: list[Any]) -> Any:
         whole = _Plain(sum(form.gradients() for form in forms))
     else:
         whole = forms[0]
-    found = whole.squares().double()
-    if not ((found > _SAFE[0]) & (found < _SAFE[1])).all():
-        found = whole.double().squares()
-    return found.cpu().numpy()
+    found = whole.squares().cpu().numpy()
+    if not _SAFE[0] < found.min() <= found.max() < _SAFE[1]:
+        found = whole.double().squares().cpu().numpy()
+    return found
 
 
 def _matrix(use: _Use, slopes: torch.Tensor, group: Group) -> Any:
