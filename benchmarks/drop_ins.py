@@ -102,7 +102,7 @@ def per_example(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 # ---------------------------------------------------------------------------- the ways
 
 
-def plain(model, x, y, b):
+def plain(model, x, y, b):  # noqa: ARG001
     per_example(model(x), y).mean().backward()
 
 
@@ -132,10 +132,13 @@ def two_passes(model, x, y, b):
 
 
 def stored(model, x, y, b):
-    rows = []
-    for loss in parts(model, x, y, b):
-        rows.append(torch.autograd.grad(loss, [*model.parameters()]))
-    leave(model, [torch.stack(column) for column in zip(*rows, strict=True)])
+    params = [*model.parameters()]
+    rows = [torch.autograd.grad(loss, params) for loss in parts(model, x, y, b)]
+    norms = [sum(one.square().sum() for one in row).sqrt() for row in rows]
+    for i, p in enumerate(params):
+        p.grad = torch.zeros_like(p)
+        for row, norm in zip(rows, norms, strict=True):
+            p.grad.add_(row[i], alpha=float(min(norms) / norm / len(rows)))
 
 
 def with_vmap(model, x, y, b):
@@ -146,15 +149,10 @@ def with_vmap(model, x, y, b):
 
     m = len(x) // b
     rows = vmap(grad(loss), (None, 0, 0))(fixed, x.unflatten(0, (m, b)), y.unflatten(0, (m, b)))
-    leave(model, [rows[name] for name in fixed])
-
-
-def leave(model, rows):
-    """Algorithm 1 of gradients ``[m, ...]`` for each parameter."""
-    norms = sum(one.flatten(1).square().sum(1) for one in rows).sqrt()
-    factors = norms.min() / norms / len(norms)
-    for p, one in zip(model.parameters(), rows, strict=True):
-        p.grad = torch.tensordot(factors, one, 1)
+    norms = sum(torch.linalg.vector_norm(one.flatten(1), dim=1) ** 2 for one in rows.values())
+    factors = (norms.min() / norms).sqrt() / m
+    for name, p in model.named_parameters():
+        p.grad = torch.tensordot(factors, rows[name], 1)
 
 
 def one_pass(model, x, y, b):
@@ -177,7 +175,7 @@ def opacus_way(model):
         model, max_grad_norm=1.0, use_ghost_clipping=True, loss_reduction="mean"
     )
 
-    def step(_, x, y, b):
+    def step(_, x, y, b):  # noqa: ARG001
         losses = per_example(wrapped(x), y)
         losses.mean().backward(retain_graph=True)
         factors = wrapped.get_clipping_coef()
@@ -217,7 +215,7 @@ class Counted(TorchDispatchMode):
         self.now = self.peak = 0
         self.known: dict[int, object] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ARG002, D105
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         found = func(*args, **kwargs or {})
         given = {s._cdata for s in _storages((args, kwargs or {}))}
         for storage in _storages(found):

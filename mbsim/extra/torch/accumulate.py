@@ -54,8 +54,9 @@ class Step:
         how: "exact", or "tracked" for factors from the norms of earlier micro-batches.
         skipped: why there is no update, or "".
 
-    >>> norms, factors, weights = np.array([5.0, 10.0]), np.array([1.0, 0.5]), np.ones(2)
-    >>> Step(norms=norms, factors=factors, weights=weights, left_out=0, how="exact").fraction_clipped
+    >>> norms, factors, both = np.array([5.0, 10.0]), np.array([1.0, 0.5]), np.ones(2)
+    >>> step = Step(norms=norms, factors=factors, weights=both, left_out=0, how="exact")
+    >>> step.fraction_clipped
     0.5
     """
 

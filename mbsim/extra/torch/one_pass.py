@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -39,8 +39,8 @@ from mbsim.extra.torch.accumulate import Step, check_dense, enabled, overflow
 
 __all__ = ["clipped_backward"]
 
-# The most elements that the patches of a convolution's inputs take at once.
-_PATCHES = 2**22
+# The most elements that a convolution's gradients, or the patches of its inputs, take at once.
+_AT_ONCE = 2**20
 # Sums of squares between these are as good in float32 as in float64.
 _SAFE = (1e-20, 1e30)
 
@@ -470,43 +470,59 @@ class _Lookup:
 
 
 @dataclass(eq=False)
-class _Patches:
-    """Gradients of a convolution: some micro-batches at a time, each group a product."""
+class _Convolved:
+    """Gradients of a convolution's weight, some micro-batches at a time."""
 
-    inputs: torch.Tensor  # [m, r, channels, *space], padded
+    inputs: torch.Tensor  # [m, r, channels, *space]
     slopes: torch.Tensor  # [m, r, out, *space]
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
+    padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
 
-    def products(self) -> Iterator[_Product]:
-        m, r = self.slopes.shape[:2]
-        places = math.prod(self.slopes.shape[3:])
-        each = r * self.inputs.shape[2] * math.prod(self.kernel) * places
-        step = max(1, _PATCHES // max(1, each))
-        for j in range(0, m, step):
-            x, h = self.inputs[j : j + step], self.slopes[j : j + step]
-            d = len(self.kernel)
-            for axis, (k, s, gap) in enumerate(
-                zip(self.kernel, self.stride, self.dilation, strict=True), start=3
-            ):
-                x = x.unfold(axis, (k - 1) * gap + 1, s)[..., ::gap]
-            # [m, r, groups, channels, places, kernel] to [m, groups, r places, channels kernel]
-            x = x.unflatten(2, (self.groups, -1)).movedim(3, 3 + d)
-            x = x.movedim(2, 1).flatten(4 + d - 1).flatten(2, 2 + d)
-            h = h.unflatten(2, (self.groups, -1)).movedim(2, 1).movedim(3, -1).flatten(2, 2 + d)
-            yield _Product(x, h)
-
     def squares(self) -> torch.Tensor:
-        return torch.cat([product.squares().sum(1) for product in self.products()])
+        m, r, out, *space = self.slopes.shape
+        rows, o = r * math.prod(space), out // self.groups
+        i = self.inputs.shape[2] // self.groups * math.prod(self.kernel)
+        if rows * (i + o) <= i * o:
+            step = max(1, _AT_ONCE // (rows * i * self.groups))
+            parts = [self._product(j, j + step).squares().sum(1) for j in range(0, m, step)]
+        else:
+            step = max(1, _AT_ONCE // (i * out))
+            parts = [_Plain(self._gradients(j, j + step)).squares() for j in range(0, m, step)]
+        return torch.cat(parts)
 
     def gradients(self) -> torch.Tensor:
-        return torch.cat([(p.slopes.mT @ p.inputs).flatten(1) for p in self.products()])
+        return self._gradients(0, len(self.slopes))
 
-    def double(self) -> _Patches:
-        return _Patches(self.inputs.double(), self.slopes.double(), self.kernel, self.stride,
-                        self.dilation, self.groups)  # fmt: skip
+    def _gradients(self, first: int, last: int) -> torch.Tensor:
+        """As PyTorch has them, each micro-batch being groups of channels of its own."""
+        x, h = (one[first:last].transpose(0, 1).flatten(1, 2) for one in (self.inputs, self.slopes))
+        groups = len(self.slopes[first:last]) * self.groups
+        weight = x.new_empty(()).expand(h.shape[1], x.shape[1] // groups, *self.kernel)
+        _, found, _ = torch.ops.aten.convolution_backward(
+            h, x, weight, None, self.stride, self.padding, self.dilation, False,
+            [0] * len(self.kernel), groups, [False, True, False],
+        )  # fmt: skip
+        return found.reshape(groups // self.groups, -1)
+
+    def _product(self, first: int, last: int) -> _Product:
+        """As a product with patches of the inputs, ``[m, groups, rows, ...]``."""
+        x, h, d = self.inputs[first:last], self.slopes[first:last], len(self.kernel)
+        sides = [side for k in reversed(self.padding) for side in (k, k)]
+        x = torch.nn.functional.pad(x, sides)
+        windows = zip(self.kernel, self.stride, self.dilation, strict=True)
+        for axis, (k, s, gap) in enumerate(windows, start=3):
+            x = x.unfold(axis, (k - 1) * gap + 1, s)[..., ::gap]
+        # [m, r, groups, channels, places, kernel] to [m, groups, r places, channels kernel]
+        x = x.unflatten(2, (self.groups, -1)).movedim(3, 3 + d)
+        x = x.movedim(2, 1).flatten(3 + d).flatten(2, 2 + d)
+        h = h.unflatten(2, (self.groups, -1)).movedim(2, 1).movedim(3, -1).flatten(2, 2 + d)
+        return _Product(x, h)
+
+    def double(self) -> _Convolved:
+        return replace(self, inputs=self.inputs.double(), slopes=self.slopes.double())
 
 
 def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -555,13 +571,9 @@ def _convolution(use: _Use, slopes: torch.Tensor, group: Group) -> Any:
     if use.place == 2:
         return _Plain(group(_wide(slopes).flatten(2).sum(2)).sum(1))
     d = slopes.ndim - 2
-    inputs = node._saved_input
-    padding = [side for k in reversed(node._saved_padding) for side in (k, k)]
-    inputs = torch.nn.functional.pad(inputs, padding) if any(padding) else inputs
-    kernel = tuple(use.param.shape[-d:])
-    stride, dilation = tuple(node._saved_stride), tuple(node._saved_dilation)
-    return _Patches(group(_wide(inputs)), group(_wide(slopes)), kernel, stride, dilation,
-                    node._saved_groups)  # fmt: skip
+    inputs, kernel = node._saved_input, tuple(use.param.shape[-d:])
+    form = (tuple(node._saved_stride), tuple(node._saved_padding), tuple(node._saved_dilation))
+    return _Convolved(group(_wide(inputs)), group(_wide(slopes)), kernel, *form, node._saved_groups)
 
 
 def _embedding(use: _Use, slopes: torch.Tensor, group: Group) -> Any:
@@ -579,18 +591,18 @@ def _normalised(use: _Use, slopes: torch.Tensor, group: Group) -> Any:
     if use.place == 1:
         x = _wide(node._saved_input)
         if node.name() == "NativeLayerNormBackward0":
-            x = (x - node._saved_result1) * node._saved_result2
+            x = (x - node._saved_result1).mul_(node._saved_result2)
         elif node.name() == "NativeGroupNormBackward0":
             mean, inverse = (one[..., None] for one in (node._saved_result1, node._saved_result2))
-            x = ((x.reshape(*mean.shape[:2], -1) - mean) * inverse).reshape(x.shape)
+            x = (x.reshape(*mean.shape[:2], -1) - mean).mul_(inverse).reshape(x.shape)
         else:
             mean, inverse = node._saved_result1, node._saved_result2
             if not node._saved_training:
                 mean = node._saved_running_mean
                 inverse = (node._saved_running_var + node._saved_eps).rsqrt()
             shape = (1, -1, *[1] * (x.ndim - 2))
-            x = (x - mean.reshape(shape)) * inverse.reshape(shape)
-        h = h * x
+            x = (x - mean.reshape(shape)).mul_(inverse.reshape(shape))
+        h = x.mul_(h)
     h = _rows(use, h)
     if node.name() != "NativeLayerNormBackward0":
         h = h.reshape(*h.shape[:2], -1).sum(2)
