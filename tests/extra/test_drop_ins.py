@@ -10,6 +10,14 @@ torch = pytest.importorskip("torch")
 PATH = Path(__file__).parents[2] / "benchmarks" / "drop_ins.py"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def drop_ins():
     spec = importlib.util.spec_from_file_location("drop_ins", PATH)
@@ -33,11 +41,11 @@ def network(drop_ins):
 def test_the_clipper_takes_one_buffer_whatever_the_number_of_micro_batches(network):
     """Some per cent are activations, norms, and a block of squares in float64."""
     peak, gradient = network
-    for b in (1, 8, 32):
+    for b in (4, 32):
         assert peak("clipper", b) <= peak("accumulation", b) + 1.02 * gradient
         assert 1.95 * gradient < peak("clipper", b) < 2.2 * gradient
-    assert peak("two passes", 8) <= 1.02 * peak("clipper", 8)
-    assert peak("clipper", 8) == peak("clipper", 8)
+    assert peak("two passes", 16) <= 1.02 * peak("clipper", 16)
+    assert peak("clipper", 16) == peak("clipper", 16)
 
 
 def test_stored_gradients_take_m_of_them(network):
@@ -52,11 +60,12 @@ def test_clipped_backward_takes_half_more_than_a_plain_step_at_most(drop_ins, na
     torch.manual_seed(0)
     model, x, y = drop_ins.MODELS[name]()
     plain = drop_ins.peak_bytes(drop_ins.plain, model, x, y, 64)
-    for b in (1, 8, 64):
+    for b in (2, 64):
         assert plain <= drop_ins.peak_bytes(drop_ins.one_pass, model, x, y, b) <= 1.5 * plain
 
 
 @pytest.mark.parametrize("name", ["network", "transformer", "conv net"])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap of attention
 def test_all_ways_leave_the_same_update(drop_ins, name):
     torch.manual_seed(0)
     model, x, y = drop_ins.MODELS[name]()
