@@ -63,6 +63,8 @@ def test_the_readmes_links_lead_somewhere():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_run_from_top_to_bottom(path, tmp_path):
+    if "import torch" in path.read_text("utf-8"):
+        pytest.importorskip("torch")
     copy = Path(shutil.copy(path, tmp_path))
     notebook = nbformat.read(copy, as_version=4)
     NotebookClient(

@@ -14,7 +14,7 @@ from torch.nn import functional  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from mbsim import Gram, InvalidArgument  # noqa: E402
-from mbsim.extra import torch as module  # noqa: E402
+from mbsim.extra.torch import per_example as module  # noqa: E402
 from mbsim.extra.torch import per_example_gradients  # noqa: E402
 
 CLOSE = 1e-10

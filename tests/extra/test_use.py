@@ -11,8 +11,10 @@ import mbsim
 
 PAGE = (Path(__file__).parents[2] / "docs" / "use.md").read_text(encoding="utf-8")
 FIRST, *SECTIONS = re.split(r"^## ", PAGE, flags=re.M)
-TITLES = ["PyTorch", "Opacus", "BackPACK", "JAX", "Anything else"]
-LOOPS = ["Algorithm 1 on any array", "optax", "scikit-learn"]
+GRADIENTS = ["PyTorch", "Opacus", "BackPACK", "JAX", "Anything else"]
+LOOPS = ["In a PyTorch loop", "From one forward pass"]
+OTHERS = ["Algorithm 1 on any array", "optax", "scikit-learn"]
+TITLES = [GRADIENTS[0], *LOOPS, *GRADIENTS[1:], *OTHERS]
 
 
 def blocks(text):
@@ -20,13 +22,14 @@ def blocks(text):
 
 
 def test_every_section_is_tested():
-    assert [section.splitlines()[0] for section in SECTIONS] == TITLES + LOOPS
-    assert [len(blocks(section)) for section in [FIRST, *SECTIONS]] == [1, 2, 1, 1, 1, 1, 2, 2, 1]
+    assert [section.splitlines()[0] for section in SECTIONS] == TITLES
+    counts = [len(blocks(section)) for section in [FIRST, *SECTIONS]]
+    assert counts == [1, 2, 1, 1, 1, 1, 1, 1, 2, 2, 1]
 
 
 def run(title):
     """All blocks of a section after the first of the page, in one namespace."""
-    code = blocks(SECTIONS[(TITLES + LOOPS).index(title)])
+    code = blocks(SECTIONS[TITLES.index(title)])
     for library in re.findall(r"^(?:from|import) (\w+)", "\n".join(code), flags=re.M):
         if library != "mbsim":
             pytest.importorskip(library)
@@ -36,7 +39,7 @@ def run(title):
     return code, namespace
 
 
-@pytest.mark.parametrize("title", TITLES)
+@pytest.mark.parametrize("title", GRADIENTS)
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # Opacus and BackPACK
 def test_a_frameworks_gradients_are_those_of_the_formula(title, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -98,3 +101,20 @@ def test_scikit_learn_trains(capsys):
     score, size = map(float, capsys.readouterr().out.split())
     assert score > 0.85
     assert 64 % size == 0
+
+
+@pytest.mark.parametrize("title", LOOPS)
+def test_a_loop_takes_the_steps_of_algorithm_1(title):
+    torch = pytest.importorskip("torch")
+    _, namespace = run(title)
+    torch.manual_seed(0)
+    weight, bias = (p.detach().double().numpy() for p in torch.nn.Linear(5, 1).parameters())
+    x, y = (one.astype(float) for one in namespace["train"])
+    w = np.append(weight, bias)
+    for i in range(0, 240, 48):
+        some = np.hstack([x[i : i + 48], np.ones((48, 1))])
+        gradients = 2 * (some @ w[:, None] - y[i : i + 48]) * some
+        w -= 0.1 * mbsim.clipping.update(gradients, 8)
+    found = [p.detach().double().numpy().ravel() for p in namespace["model"].parameters()]
+    assert np.allclose(np.concatenate(found), w, rtol=1e-5, atol=1e-5)
+    assert namespace["step"].fraction_clipped == 5 / 6

@@ -8,8 +8,6 @@ of the parameters that these belong to: memory is bounded, and K is exact, at th
 
 An example goes through the model alone, as a batch of one. What ties examples together, as batch
 normalisation in training mode does, has no per-example gradients, and is refused.
-
-It needs PyTorch, which the extra ``torch`` brings. A page on it and on other tools: docs/use.md.
 """
 
 from __future__ import annotations
@@ -24,18 +22,12 @@ from typing import Any, Literal, overload
 from warnings import catch_warnings, filterwarnings
 
 import numpy as np
+import torch
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
-
-try:
-    import torch
-    from torch.func import functional_call, grad, vmap
-    from torch.nn.modules.batchnorm import _BatchNorm
-    from torch.utils.data import DataLoader, Dataset
-except ImportError:
-    raise ModuleNotFoundError(
-        "mbsim.extra.torch needs PyTorch: pip install 'microbatch-clipping[torch]'", name="torch"
-    ) from None
+from torch.func import functional_call, grad, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, Dataset
 
 from mbsim._shared.progress import Progress, progress
 from mbsim._shared.seeds import seed_sequence, stream
