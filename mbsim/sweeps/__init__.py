@@ -1,1 +1,1 @@
-"""Grids of problems and methods, run in parallel, kept in a file, and gone on with after anything."""
+"""Grids of problems and methods, run in parallel, kept in a file, and resumed after anything."""

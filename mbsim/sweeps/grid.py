@@ -131,17 +131,15 @@ class Grid:
                 given |= _table("draggers", given.pop("draggers"), _DRAGGERS)
             plain = {n: _plain(n, v) for n, v in _known(table, given, known).items()}
             set_field(self, table, MappingProxyType(plain))
-        axes = {}
+        axes: dict[str, tuple[Any, ...]] = {}
         for name, values in _known("axes", _table("axes", self.axes), _ALL).items():
             if name in self.problem or name in self.method:
                 raise InvalidArgument(f"{name} must be fixed or an axis, not both")
             if not isinstance(values, (list, tuple)) and not hasattr(values, "tolist"):
                 raise InvalidArgument(f"axes.{name}={shown(values)} must be a list of values")
-            plain = [_plain(name, v) for v in values]
-            texts = {_text(v) for v in plain}
-            if not plain or len(texts) < len(plain):
+            axes[name] = tuple(_plain(name, v) for v in values)
+            if not axes[name] or len({*map(_text, axes[name])}) < len(axes[name]):
                 raise InvalidArgument(f"axes.{name} must have values, each of them once")
-            axes[name] = tuple(plain)
         set_field(self, "axes", MappingProxyType(axes))
         if (cells := math.prod(self.shape)) > _MOST_CELLS:
             raise InvalidArgument(f"axes make {cells:.3g} cells and must make at most 10**7")
@@ -200,7 +198,7 @@ such file or directory
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Grid:
         """The grid of plain data such as :meth:`to_plain` returns and a file holds."""
-        known = [f.name for f in fields(cls) if f.name != "_"]  # type: ignore[arg-type]
+        known = [f.name for f in fields(cls) if f.name != "_"]
         given = {"problem": {}, "method": {}, "axes": {}, **_known("grid", plain, known)}
         return cls(**given)
 
