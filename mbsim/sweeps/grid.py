@@ -129,7 +129,8 @@ class Grid:
             given = _table(table, getattr(self, table))
             if table == "problem" and "draggers" in given:
                 given |= _table("draggers", given.pop("draggers"), _DRAGGERS)
-            plain = {n: _plain(n, v) for n, v in _known(table, given, known).items()}
+            given = _known(table, given, known)
+            plain = {n: _plain(n, given[n]) for n in known if n in given}
             set_field(self, table, MappingProxyType(plain))
         axes: dict[str, tuple[Any, ...]] = {}
         for name, values in _known("axes", _table("axes", self.axes), _ALL).items():

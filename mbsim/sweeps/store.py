@@ -385,7 +385,7 @@ class Store:
 
     def add_grid(self, grid: Grid) -> None:
         """Make `grid` the one that was asked for last."""
-        text = json.dumps(grid.to_plain(), sort_keys=True, ensure_ascii=False)
+        text = json.dumps(grid.to_plain(), ensure_ascii=False)
         with self._faults():
             last = self._connection.execute(
                 "SELECT grid FROM grids ORDER BY number DESC"
