@@ -26,7 +26,7 @@ from mbsim._shared.progress import progress
 from mbsim.errors import InvalidArgument, check_integer, check_number, shown
 from mbsim.simulation.run import simulate
 from mbsim.sweeps.grid import Cell, Grid, arguments, label
-from mbsim.sweeps.store import Block, Head, Results, Store, needed
+from mbsim.sweeps.store import Block, Head, Results, Store, condensed, head, needed
 
 __all__ = ["Event", "Here", "events", "sweep"]
 
@@ -85,8 +85,6 @@ class Failed(NamedTuple):
 
 def draw(number: int, description: str, first: int, count: int) -> Block | Failed:
     """Draw a block of a cell: what workers do."""
-    from mbsim.sweeps.store import condensed
-
     tell(number, 0.0)  # so that its time is counted from here
     try:
         with one_blas_thread(), progress(None, ""):  # the sweep's own bar is one for all
@@ -248,7 +246,7 @@ class _Run:
         self.have = store.have(heads=grid.relative_standard_error is not None)
         self.done = sum(not self._missing(self.have.get(c.identity, {})) for c in grid)
         self.failed, self.stopped = 0, False
-        self.cells = iter(grid)
+        self.cells = iter(grid if self.done < len(grid) else ())
         self.ready: deque[_Task] = deque()
         self.suspects: deque[_Task] = deque()
         self.flying: dict[Future[Any], _Task] = {}
@@ -372,11 +370,7 @@ class _Run:
             self.store.fail(one.cell, task.block[0], *found)
             return
         self.store.add(one.cell, found)
-        last = found.steps.size - 1
-        one.have[task.block] = Head(
-            found.replicates, found.mean[-1], found.deviation[-1], found.mean[last],
-            found.deviation[last],
-        )  # fmt: skip
+        one.have[task.block] = head(found)
 
     def _fallen(self, one: _Open, message: str, diverged: bool = False) -> Iterator[Event]:
         """A cell has failed: it is left where it is; one that diverged is drawn to its end."""

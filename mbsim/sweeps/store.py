@@ -22,6 +22,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
@@ -57,6 +58,7 @@ _VERSIONS = (
         "average_deviation REAL, final REAL, final_deviation REAL, diverged INTEGER, "
         "stalled INTEGER, provenance TEXT, steps BLOB, moments BLOB, bins BLOB, "
         "UNIQUE (identity, first, count))",
+        "CREATE INDEX diverging ON blocks (identity) WHERE diverged > 0",
     ),
     (
         "CREATE TABLE failures (identity TEXT PRIMARY KEY, first INTEGER, kind TEXT, "
@@ -151,14 +153,14 @@ def together(blocks: Sequence[Block]) -> Summary:
     """What blocks of one cell say together; they are in the order of their numbers."""
     heads = [(block.replicates, block.mean, block.deviation) for block in blocks]
     count, mean, deviation = _added(heads)
-    codes, where = np.unique(np.concatenate([b.bins for b in blocks]), return_inverse=True)
-    counts = np.bincount(where, np.concatenate([b.counts for b in blocks])).astype(np.int64)
-    ends = np.searchsorted(codes, np.arange(mean.size + 1) << _WIDE)
-    quantiles = np.empty((len(QUANTILES), mean.size))
-    for column, (i, j) in enumerate(itertools.pairwise(ends)):
-        ranks = np.ceil(np.multiply(QUANTILES, count))
-        place = i + np.searchsorted(counts[i:j].cumsum(), ranks)
-        quantiles[:, column] = _middles((codes[place] & (2 * _HALF - 1)) - _HALF)
+    codes, counts = blocks[0].bins, blocks[0].counts
+    if len(blocks) > 1:
+        codes, where = np.unique(np.concatenate([b.bins for b in blocks]), return_inverse=True)
+        counts = np.bincount(where, np.concatenate([b.counts for b in blocks])).astype(np.int64)
+    # Every column has all replicates, so the ranks of its quantiles follow those of the last.
+    ranks = np.ceil(np.multiply(QUANTILES, count)).astype(np.int64)[:, None]
+    places = np.searchsorted(counts.cumsum(), count * np.arange(mean.size) + ranks)
+    quantiles = _middles((codes[places] & (2 * _HALF - 1)) - _HALF)
     return Summary(
         replicates=count,
         diverged=sum(b.diverged for b in blocks),
@@ -199,6 +201,10 @@ def _added(heads: Sequence[tuple[int, Array, Array]]) -> tuple[int, Array, Array
 # ------------------------------------------------------------------------- what a cell needs
 
 
+# By their first replicates and how many they have.
+Blocks = tuple[tuple[int, int], ...]
+
+
 class Head(NamedTuple):
     """Of a block what decides whether there are enough: two means and their deviations."""
 
@@ -209,7 +215,13 @@ class Head(NamedTuple):
     final_deviation: float = math.nan
 
 
-def needed(grid: Grid, have: dict[tuple[int, int], Head]) -> tuple[list[tuple[int, int]], bool]:
+def head(block: Block) -> Head:
+    """What decides of a block."""
+    last, mean, deviation = block.steps.size - 1, block.mean, block.deviation
+    return Head(block.replicates, mean[-1], deviation[-1], mean[last], deviation[last])
+
+
+def needed(grid: Grid, have: dict[tuple[int, int], Head]) -> tuple[Blocks, bool]:
     """The blocks (first, count) that make up a cell as far as is known, and whether that is enough.
 
     With a target the cell is looked at after 1, 2, 3, 4, 5, 6, 8, … blocks, about a quarter more
@@ -231,8 +243,9 @@ def needed(grid: Grid, have: dict[tuple[int, int], Head]) -> tuple[list[tuple[in
         looks += max(1, looks // 4)
 
 
-def _blocks(replicates: int) -> list[tuple[int, int]]:
-    return [(i, min(BLOCK, replicates - i)) for i in range(0, replicates, BLOCK)]
+@lru_cache
+def _blocks(replicates: int) -> Blocks:
+    return tuple((i, min(BLOCK, replicates - i)) for i in range(0, replicates, BLOCK))
 
 
 def _enough(grid: Grid, heads: Sequence[Head]) -> bool:
@@ -467,26 +480,30 @@ class Store:
                     f"store={shown(str(self.path))} must hold a grid: it is empty"
                 )
             grid = found[-1]
-        have, failures = self.have(heads=grid.relative_standard_error is not None), self.failures()
-        rows = []
+        have = self.have(heads=grid.relative_standard_error is not None)
+        with self._faults():
+            asked = "SELECT DISTINCT identity FROM blocks WHERE diverged > 0"
+            diverged = {identity for (identity,) in self._connection.execute(asked)}
+        failures, statuses = self.failures(), []
         for cell in grid:
             here = have.get(cell.identity, {})
             blocks, enough = needed(grid, here)
-            there = [block for block in blocks if block in here]
-            status = "done" if len(there) == len(blocks) else "partial" if there else "missing"
-            if status == "done" and not enough:
-                status = "capped"
-            if status in ("partial", "missing") and cell.identity in failures:
+            there = sum(block in here for block in blocks)
+            status = "partial" if there else "missing"
+            if there == len(blocks):
+                status = "done" if enough else "capped"
+                status = "diverged" if cell.identity in diverged else status
+            elif cell.identity in failures:
                 status = "failed"
-            summary = None
-            if there:
-                kept = {(b.first, b.replicates): b for b in self.blocks(cell.identity)}
-                summary = together([kept[block] for block in there])
-                if status in ("done", "capped") and summary.diverged:
-                    status = "diverged"
-            failure = failures[cell.identity] if status == "failed" else None
-            rows.append(Row(cell, status, summary, failure))
-        return Results(grid=grid, rows=tuple(rows))
+            statuses.append(status)
+        return Results(grid=grid, path=self.path.absolute(), statuses=tuple(statuses))
+
+    def summary(self, grid: Grid, cell: Cell) -> Summary | None:
+        """What the blocks that `grid` needs say of a cell; None if there are none yet."""
+        kept = {(b.first, b.replicates): b for b in self.blocks(cell.identity)}
+        heads = {block: head(b) for block, b in kept.items()}
+        there = [kept[block] for block in needed(grid, heads)[0] if block in kept]
+        return together(there) if there else None
 
 
 def _migrate(connection: sqlite3.Connection, version: int) -> None:
@@ -502,13 +519,11 @@ def _migrate(connection: sqlite3.Connection, version: int) -> None:
 
 def _packed(block: Block) -> tuple[Any, ...]:
     """A block as the columns of a row, after the identity."""
-    final = block.steps.size - 1
-    heads = (block.mean[-1], block.deviation[-1], block.mean[final], block.deviation[final])
     moments = np.stack([block.mean, block.deviation]).astype("<f8").tobytes()
     gaps = np.diff(block.bins, prepend=0).astype("<i4").tobytes()
     bins = zlib.compress(gaps + block.counts.astype("<u2").tobytes(), 6)
     return (
-        block.first, block.replicates, *map(float, heads), block.diverged, block.stalled,
+        block.first, block.replicates, *map(float, head(block)[1:]), block.diverged, block.stalled,
         block.provenance, block.steps.astype("<i8").tobytes(), moments, bins,
     )  # fmt: skip
 
@@ -591,7 +606,10 @@ def _lock(file: int) -> None:
 
 
 class Row(NamedTuple):
-    """A cell, its status, and its summary or failure as far as there is one."""
+    """A cell, its status, and its summary or failure as far as there is one.
+
+    A failure is its kind, a sentence and the traceback.
+    """
 
     cell: Cell
     status: str
@@ -610,22 +628,32 @@ class Results:
 
     Attributes:
         grid: the grid.
-        rows: a cell, its status, its :class:`Summary` and its failure, in the order of the grid.
+        path: of the store, from which numbers are read when they are asked for.
+        statuses: of every cell.
     """
 
     grid: Grid
-    rows: tuple[Row, ...]
+    path: Path
+    statuses: tuple[str, ...]
 
     @property
     def counts(self) -> dict[str, int]:
         """How many cells there are of each status."""
-        found = [row.status for row in self.rows]
-        return {status: found.count(status) for status in dict.fromkeys(sorted(found))}
+        return {status: self.statuses.count(status) for status in sorted({*self.statuses})}
 
     @property
     def complete(self) -> bool:
         """Whether every cell has all that was asked for."""
-        return not {"failed", "partial", "missing"} & {*self.counts}
+        return not {"failed", "partial", "missing"} & {*self.statuses}
+
+    def __iter__(self) -> Iterator[Row]:
+        """The cells with what is known of them now."""
+        with Store(self.path) as store:
+            failures = store.failures()
+            for cell, status in zip(self.grid, self.statuses, strict=True):
+                summary = None if status == "missing" else store.summary(self.grid, cell)
+                failure = failures.get(cell.identity) if status == "failed" else None
+                yield Row(cell, status, summary, failure)
 
     def _check_complete(self, incomplete: bool) -> None:
         if not (self.complete or incomplete):
@@ -639,7 +667,7 @@ class Results:
 
     def cells(self) -> Iterator[dict[str, Any]]:
         """The cells as plain data, curves and quantiles included."""
-        for cell, status, summary, failure in self.rows:
+        for cell, status, summary, failure in self:
             plain: dict[str, Any] = {
                 "identity": cell.identity,
                 "at": self.grid.coordinates(cell),
@@ -667,7 +695,7 @@ class Results:
 
         self._check_complete(incomplete)
         rows = []
-        for row in self.rows:
+        for row in self:
             at = self.grid.coordinates(row.cell)
             plain: dict[str, Any] = {n: v if _is_scalar(v) else label(v) for n, v in at.items()}
             plain["status"] = row.status
@@ -683,16 +711,17 @@ class Results:
 
         self._check_complete(incomplete)
         shape, axes = self.grid.shape, tuple(self.grid.axes)
-        records = max((r.summary.steps.size for r in self.rows if r.summary), default=0)
-        ends = [_ends(row.summary) for row in self.rows]
+        rows = [*self]
+        records = max((row.summary.steps.size for row in rows if row.summary), default=0)
+        ends = [_ends(row.summary) for row in rows]
         fields: dict[str, Any] = {
             name: (axes, np.reshape([row[name] for row in ends], shape)) for name in ends[0]
         }
-        fields["status"] = axes, np.reshape([row.status for row in self.rows], shape)
-        steps = np.full((len(self.rows), records), -1)
+        fields["status"] = axes, np.reshape(self.statuses, shape)
+        steps = np.full((len(rows), records), -1)
         for number, name in enumerate(("grad_norm_sq", "loss")):
-            curves = np.full((2 + len(QUANTILES), len(self.rows), records), np.nan)
-            for place, (_, _, summary, _) in enumerate(self.rows):
+            curves = np.full((2 + len(QUANTILES), len(rows), records), np.nan)
+            for place, (_, _, summary, _) in enumerate(rows):
                 if summary is not None:
                     size = summary.steps.size
                     steps[place, :size] = summary.steps
@@ -785,10 +814,10 @@ class Results:
 
     def __str__(self) -> str:
         state = "complete" if self.complete else "NOT COMPLETE"
-        lines = [f"Sweep of {len(self.rows)} cells, {state}: {self._counted()}"]
+        lines = [f"Sweep of {len(self.statuses)} cells, {state}: {self._counted()}"]
         names = ("mean |g|^2", "last |g|^2", "replicates", "")
         table = [(*self.grid.axes, *names)]
-        for row in self.rows[:_SHOWN]:
+        for row in itertools.islice(self, _SHOWN):
             at = [label(v) for v in self.grid.coordinates(row.cell).values()]
             ends = _ends(row.summary)
             numbers = [
@@ -799,8 +828,8 @@ class Results:
             note = "" if row.status == "done" else f"{row.status} {why}".strip()
             table.append((*at, *numbers, str(ends["replicates"]), note))
         lines += [f"  {line}" for line in tables.as_text(table)]
-        if len(self.rows) > _SHOWN:
-            lines.append(f"  and {len(self.rows) - _SHOWN} more")
+        if len(self.statuses) > _SHOWN:
+            lines.append(f"  and {len(self.statuses) - _SHOWN} more")
         return "\n".join(lines)
 
     __repr__ = __str__
