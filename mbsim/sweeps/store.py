@@ -176,10 +176,11 @@ def _middles(bins: NDArray[np.int64]) -> Array:
     """The middle of each bin; 0 for that of 0, and infinity for that of infinity."""
     ends = np.stack([bins, bins + 1]) << _CUT
     ends = np.where(ends < 0, ends ^ np.int64(2**63 - 1), ends).view(np.float64)
-    low, high = ends
-    exact = (bins == 0) | (bins == -1) | ~np.isfinite(low)
+    finite = np.isfinite(ends)
+    low, high = np.where(finite, ends, ends[::-1])  # the largest floats are next to infinity
     with np.errstate(invalid="ignore"):
-        found: Array = np.where(exact, np.where(np.isfinite(low), 0.0, low), low / 2 + high / 2)
+        middle = np.where(finite.any(axis=0), low / 2 + high / 2, ends[0])
+    found: Array = np.where((bins == 0) | (bins == -1), 0.0, middle)
     return found
 
 
@@ -307,15 +308,21 @@ class Store:
 
     def _opened(self, write: bool) -> sqlite3.Connection:
         """A connection to what is a store of this version, or has become one."""
-        if self.path.exists() and self.path.stat().st_size:
-            with contextlib.closing(self._connected("mode=ro")) as found:
+        if self.path.exists() and (size := self.path.stat().st_size):
+            settled = not os.path.exists(f"{self.path}-wal")
+            if size < 512:  # which SQLite takes for nothing, and would write over
+                raise InvalidArgument("it is no database, or was cut short")
+            with contextlib.closing(self._connected(write=False)) as found:
                 version = self._version_of(found)
+                (page,) = found.execute("PRAGMA page_size").fetchone()
+                if settled and size % page:  # SQLite takes what is missing of a page for zeros
+                    raise InvalidArgument("it was cut short")
         elif write:
             version = 0
         else:
             raise InvalidArgument("it is empty")
         if not write:
-            connection = self._connected("mode=ro")
+            connection = self._connected(write=False)
             if version < len(_VERSIONS):  # as it would be, in memory
                 memory = sqlite3.connect(":memory:", isolation_level=None)
                 connection.backup(memory)
@@ -323,26 +330,29 @@ class Store:
                 connection = memory
                 _migrate(connection, version)
             return connection
-        connection = self._connected("mode=rwc")
+        connection = self._connected(write=True)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         if version < len(_VERSIONS):
             _migrate(connection, version)
         return connection
 
-    def _connected(self, mode: str) -> sqlite3.Connection:
-        place = f"file:{quote(str(self.path))}"
-        connection = sqlite3.connect(f"{place}?{mode}", uri=True, isolation_level=None, timeout=10)
-        if mode == "mode=ro":
+    def _connected(self, *, write: bool) -> sqlite3.Connection:
+        place = f"file:{quote(str(self.path.absolute()))}"
+        settings: dict[str, Any] = {"uri": True, "isolation_level": None, "timeout": 10}
+        connection = sqlite3.connect(f"{place}?mode={'rwc' if write else 'rw'}", **settings)
+        if not write:
+            # Of those who may write, the last to leave takes the files beside the store away.
+            connection.execute("PRAGMA query_only = 1")
             try:
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            except sqlite3.OperationalError:
-                # In a folder that cannot be written to, where nobody else can write either.
+            except sqlite3.Error as error:
                 connection.close()
-                if os.path.exists(f"{self.path}-wal"):
+                unopened = isinstance(error, sqlite3.OperationalError)
+                if not unopened or os.path.exists(f"{self.path}-wal"):
                     raise
-                again = f"{place}?mode=ro&immutable=1"
-                connection = sqlite3.connect(again, uri=True, isolation_level=None)
+                # In a folder that cannot be written to, where nobody else can write either.
+                connection = sqlite3.connect(f"{place}?mode=ro&immutable=1", **settings)
         return connection
 
     def _version_of(self, connection: sqlite3.Connection) -> int:
@@ -363,7 +373,7 @@ class Store:
         """Whatever is wrong with the file, in one line."""
         try:
             yield
-        except (sqlite3.Error, OSError, InvalidArgument) as error:
+        except Exception as error:  # a damaged file has a dozen kinds of damage
             why = " ".join(str(error).split())[:200]
             raise InvalidArgument(
                 f"store={shown(str(self.path))} must be a store of sweeps that can be used: {why}"
@@ -462,11 +472,7 @@ class Store:
         """The blocks of a cell, in the order of their numbers."""
         with self._faults():
             asked = "SELECT * FROM blocks WHERE identity = ? ORDER BY first, count"
-            rows = self._connection.execute(asked, (identity,)).fetchall()
-            try:
-                return [_unpacked(row) for row in rows]
-            except (ValueError, zlib.error, TypeError) as error:
-                raise InvalidArgument(f"a block of cell {identity} is damaged: {error}") from error
+            return [_unpacked(row) for row in self._connection.execute(asked, (identity,))]
 
     def results(self, grid: Grid | None = None) -> Results:
         """What is known of `grid`, or of the grid that was asked for last.
@@ -500,10 +506,11 @@ class Store:
 
     def summary(self, grid: Grid, cell: Cell) -> Summary | None:
         """What the blocks that `grid` needs say of a cell; None if there are none yet."""
-        kept = {(b.first, b.replicates): b for b in self.blocks(cell.identity)}
-        heads = {block: head(b) for block, b in kept.items()}
-        there = [kept[block] for block in needed(grid, heads)[0] if block in kept]
-        return together(there) if there else None
+        with self._faults():
+            kept = {(b.first, b.replicates): b for b in self.blocks(cell.identity)}
+            heads = {block: head(b) for block, b in kept.items()}
+            there = [kept[block] for block in needed(grid, heads)[0] if block in kept]
+            return together(there) if there else None
 
 
 def _migrate(connection: sqlite3.Connection, version: int) -> None:
@@ -755,7 +762,7 @@ class Results:
             raise InvalidArgument(f"path={shown(str(path))} must end in .nc, .parquet or .csv")
         content: Any
         if form == ".nc":
-            content = self.to_xarray(incomplete=incomplete).to_netcdf(engine="h5netcdf")
+            content = self.to_xarray(incomplete=incomplete).to_netcdf(engine="scipy")
         elif form == ".parquet":
             content = self.to_pandas(incomplete=incomplete).to_parquet()
         else:
