@@ -1,4 +1,4 @@
-"""Small grids, and sweeps that are killed: ``python sweeping.py FOLDER MODE KILLS`` (a process)."""
+"""Small grids; and, as a process, ``kills FOLDER MODE KILLS`` and ``dask STORE KILL``."""
 
 import hashlib
 import json
@@ -52,6 +52,18 @@ def contents(path):
     with Store(path) as store:
         found = json.dumps(store.results().to_dict())
     return hashlib.sha256(repr((rows, found)).encode()).hexdigest()
+
+
+class Faulty(runner.Workers):
+    """Processes of which those that draw b = 4 meet with something."""
+
+    fate = staticmethod(os._exit)
+
+    def submit(self, function, /, *arguments):
+        struck = '"micro_batch_size":4,' in arguments[1]
+        return (
+            super().submit(type(self).fate, 1) if struck else super().submit(function, *arguments)
+        )
 
 
 # ------------------------------------------------------------------------- in a process of its own
@@ -140,5 +152,26 @@ def main(folder, mode, kills):
     print(json.dumps(found))
 
 
+def on_dask(path, kill):
+    """A sweep by a Dask cluster of two processes, one of which is killed in the middle."""
+    from distributed import Client, LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+    ) as made:
+        with Client(made) as client:
+            pids = sorted(client.run(os.getpid).values())
+        with (
+            runner.cluster(made.scheduler_address) as (executor, size),
+            Store(path, write=True) as store,
+        ):
+            kinds = []
+            for event in runner.events(SMALL, store, executor=executor, workers=size):
+                kinds.append(event.kind)
+                if kill == "kill" and event.done == 3 and event.kind == "cell":
+                    os.kill(pids[0], signal.SIGKILL)
+    print(json.dumps({"size": size, "kinds": kinds, "contents": contents(path)}))
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    {"kills": main, "dask": on_dask}[sys.argv[1]](*sys.argv[2:])

@@ -214,7 +214,7 @@ def test_what_is_no_store_is_refused_and_left_alone(copy, damage, write):
 
 def test_a_byte_that_has_changed_is_at_worst_a_line(copy):
     rng, whole = np.random.default_rng(0), copy.read_bytes()
-    told = 0
+    told = []
     for place in rng.integers(100, len(whole), 150):
         content = bytearray(whole)
         content[place] ^= 1 << int(rng.integers(8))
@@ -223,9 +223,9 @@ def test_a_byte_that_has_changed_is_at_worst_a_line(copy):
             with Store(copy) as store:
                 json.dumps(store.results().to_dict())
         except InvalidArgument as error:
-            assert "\n" not in str(error)
-            told += 1
-    assert told > 5
+            told.append(str(error))
+    assert len(told) > 5
+    assert not any("\n" in line for line in told)
 
 
 @pytest.mark.parametrize("path", ["/proc/results.sqlite", "/dev/null/results.sqlite", "{}/no/x"])
@@ -283,7 +283,7 @@ grid = Grid.from_plain(json.load(open({str(tmp_path / "grid.json")!r})))
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 runner.sweep(grid, {str(path)!r}, executor=runner.Here())
 """
-    out, err = processes.run(code)
+    err = processes.run(code)[1]
     assert "InvalidArgument: store=" in err.splitlines()[-1]
     runner.sweep(FEW, path, executor=runner.Here())
     assert sweeping.contents(path) == sweeping.contents(whole)
@@ -314,7 +314,7 @@ def test_what_is_not_complete_says_so_everywhere(partial, tmp_path):
         lambda: partial.plot("micro_batch_size"),
         lambda: partial.save(tmp_path / "x.csv"),
     ):
-        with pytest.raises(InvalidArgument, match="this sweep is not complete .1 done, 2 missing"):
+        with pytest.raises(InvalidArgument, match=r"this sweep is not complete .1 done, 2 missing"):
             use()
     assert not (tmp_path / "x.csv").exists()
     assert partial.to_pandas(incomplete=True).attrs["complete"] is False
