@@ -1,4 +1,4 @@
-"""What a sweep costs beside its cells: ``python benchmarks/sweeps.py``, about three minutes.
+"""What a sweep costs beside its cells: ``python benchmarks/sweeps.py``, about five minutes.
 
 1. The overhead of the runner on cells of about a second, by one process, against plain calls.
 2. Two processes against one.
@@ -7,7 +7,7 @@
 4. A store of 100,000 cells: how long a sweep takes to see that nothing is left, and its memory.
 """
 
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,10 +33,14 @@ WORKERS, HUGE = 1000, 100_000
 
 
 def grid(cells, steps):
+    ratios = 100 if cells > 1000 else 1
     return Grid(
         problem=PROBLEM,
         method={"batch_size": 64, "steps": steps, "step_size": 0.05, "micro_batch_size": 8},
-        axes={"probability": np.linspace(0, 0.5, cells).tolist(), "norm_ratio": [10.0]},
+        axes={
+            "probability": np.linspace(0, 0.5, cells // ratios).tolist(),
+            "norm_ratio": np.linspace(10.0, 50.0, ratios).tolist(),
+        },
         replicates=256,
     )
 
@@ -90,13 +94,15 @@ def coordinator(of, executor, workers, path):
 
 
 def main():
-    one = grid(40, 16_000)
+    one = grid(60, 9_600)
     first = replace(one, axes={**one.axes, "probability": [0.1]})
     plain(first)  # compiled
     print(f"a cell takes {plain(first):.2f} s")
     calls, single, double = plain(one), swept(one, 1), swept(one, 2)
-    print(f"40 cells: plain calls {calls:.1f} s, one process {single:.1f} s, two {double:.1f} s")
-    print(f"  overhead {single / calls - 1:.1%}, two are {single / double:.2f} times one")
+    start = swept(grid(1, 10), 1)
+    print(f"60 cells: plain calls {calls:.1f} s, one process {single:.1f} s, two {double:.1f} s")
+    print(f"  overhead {single / calls - 1:.1%}, of which {start:.1f} s to start the process")
+    print(f"  two are {single / double:.2f} times one")
 
     many = grid(20_000, 1000)
     with tempfile.TemporaryDirectory() as folder:
@@ -122,8 +128,9 @@ def resume(path):
     since = time.perf_counter()
     with Store(path, write=True) as store:
         assert [e.kind for e in runner.events(grid(HUGE, 1000), store)] == ["begun"]
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"  seen to be complete in {time.perf_counter() - since:.2f} s, with {most:.0f} MiB")
+    seconds, status = time.perf_counter() - since, Path("/proc/self/status").read_text()
+    most = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
+    print(f"  seen to be complete in {seconds:.2f} s, with {most:.0f} MiB at most")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ class Event(NamedTuple):
         message: of a failure, what it was.
         done, failed, cells: how many cells have all they need, how many failed, how many there are.
         drawn, needed: how many blocks of the cell there are, and of how many as far as is known.
-        active: the places of the cells that are being drawn.
+        flying: how many blocks are on their way.
+        active: the places of the cells that they are of, 20 at most.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class Event(NamedTuple):
     cells: int
     drawn: int
     needed: int
+    flying: int
     active: tuple[dict[str, Any], ...]
 
 
@@ -257,12 +259,13 @@ class _Run:
         return [block for block in needed(self.grid, have)[0] if block not in have]
 
     def event(self, kind: str, of: _Open | None = None, message: str = "") -> Event:
-        active = {id(task.open): task.open.at for task in self.flying.values()}
+        some = itertools.islice(self.flying.values(), 20)
+        active = {id(task.open): task.open.at for task in some}
         drawn, whole = 0, 0
         if of is not None:
             blocks = needed(self.grid, of.have)[0]
             drawn, whole = sum(block in of.have for block in blocks), len(blocks)
-        counted = self.done, self.failed, len(self.grid), drawn, whole
+        counted = self.done, self.failed, len(self.grid), drawn, whole, len(self.flying)
         return Event(kind, of.at if of else {}, message, *counted, tuple(active.values()))
 
     # -- up
@@ -510,7 +513,8 @@ class _Screen:
         names = [*map(_where, event.active)]
         self.drawn = {name: self.drawn.get(name, "begun") for name in names}
         lines = [f"  {name}: {self.drawn[name]}" for name in names[:8]]
-        lines += [f"  and {len(names) - 8} more"] if len(names) > 8 else []
+        if event.flying > len(lines):
+            lines.append(f"  and {event.flying - len(lines)} more blocks")
         self.live.update(Text("\n".join([*lines, _total(event, left)])), refresh=True)
 
 

@@ -789,15 +789,14 @@ class Results:
             **at: a value for each of the other axes; one of them may be left out, and has a curve
                 for each of its values.
         """
-        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
 
         from mbsim import plots
 
         data = self.to_xarray(incomplete=incomplete)
         if x not in self.grid.axes or name not in data or f"{name}_error" not in data:
-            raise InvalidArgument(
-                f"x={shown(x)} and name={shown(name)} must be an axis and a number"
-            )
+            known = f"an axis, {', '.join(self.grid.axes)}, and a number of a cell"
+            raise InvalidArgument(f"x={shown(x)} and name={shown(name)} must be {known}")
         for key, wanted in at.items():
             if key not in self.grid.axes or wanted not in data[key].to_numpy():
                 raise InvalidArgument(f"{key}={shown(wanted)} must be an axis and a value on it")
@@ -805,14 +804,16 @@ class Results:
         lines = [axis for axis in self.grid.axes if axis != x and axis in data.dims]
         if len(lines) > 1:
             raise InvalidArgument(f"all but one of {', '.join(lines)} must be given a value")
-        axes = ax if ax is not None else plt.subplots()[1]
+        with plots.style():
+            axes = ax if ax is not None else Figure().subplots()
         values = data[lines[0]].to_numpy() if lines else [None]
         for number, value_ in enumerate(values):
             line = data.sel({lines[0]: value_}) if lines else data
             mean, error = line[name].to_numpy(), 1.96 * line[f"{name}_error"].to_numpy()
             text = f"{lines[0]} = {label(value_)}" if lines else None
-            places = line[x].to_numpy()
-            plots.curve(axes, places, mean, (mean - error, mean + error), number=number, label=text)
+            interval = np.atleast_1d(mean - error), np.atleast_1d(mean + error)
+            places = np.atleast_1d(line[x].to_numpy())
+            plots.curve(axes, places, np.atleast_1d(mean), interval, number=number, label=text)
         if lines:
             axes.legend()
         title = "" if self.complete else f" (not complete: {self._counted()})"

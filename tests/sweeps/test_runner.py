@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import processes
@@ -295,9 +296,9 @@ def test_the_sequence_keeps_its_level_however_often_one_looks(law):
 
 
 def happening(number, active=({"b": 1},)):
-    yield Event("begun", {}, "", 0, 0, number, 0, 0, ())
+    yield Event("begun", {}, "", 0, 0, number, 0, 0, 0, ())
     for i in range(number):
-        yield Event("cell", {"b": i}, "", i + 1, i % 2, number, 1, 1, active)
+        yield Event("cell", {"b": i}, "", i + 1, i % 2, number, 1, 1, len(active), active)
 
 
 def test_plain_lines_where_nobody_watches(monkeypatch, capsys):
@@ -323,8 +324,24 @@ def test_lines_for_active_cells_in_a_terminal(monkeypatch):
         assert len([*watched(happening(5, tuple({"b": i} for i in range(10))))]) == 6
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     assert "b 1: begun" in text
-    assert "and 2 more" in text
+    assert "and 2 more blocks" in text
     assert re.search(r"3 of 5 cells, \d+ failed, \d+:\d\d left|3 of 5 cells, \d+:\d\d left", text)
+
+
+# ------------------------------------------------------------------------- the page
+
+
+def test_the_page_is_true(tmp_path, monkeypatch):
+    """Its grid is one, and its Python runs."""
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text("utf-8")
+    (toml,) = re.findall(r"^```toml\n(.*?)^```", text, flags=re.M | re.S)
+    (tmp_path / "grid.toml").write_text(toml)
+    assert len(Grid.from_toml(tmp_path / "grid.toml")) == 12
+    namespace = {}
+    for block in re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S):
+        exec(compile(block, "sweeps.md", "exec"), namespace)
+    assert namespace["table"].shape[0] == 6
 
 
 # ------------------------------------------------------------------------- the command line
