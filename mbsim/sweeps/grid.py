@@ -208,6 +208,9 @@ such file or directory
         found = {name: content for name, content in vars(self).items() if content is not None}
         return {n: dict(c) if isinstance(c, Mapping) else c for n, c in found.items()}
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a table that nothing changes cannot be pickled
+        return Grid.from_plain, (self.to_plain(),)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """How many values each axis has."""

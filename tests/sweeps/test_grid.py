@@ -1,6 +1,7 @@
 """Grids: what they say of themselves, and every way to write one wrongly."""
 
 import json
+import pickle
 import re
 from dataclasses import replace
 
@@ -63,6 +64,7 @@ def test_a_file_and_python_say_the_same(tmp_path):
     assert [cell.identity for cell in grid] == [cell.identity for cell in by_objects]
     assert len({cell.identity for cell in grid}) == len(grid) == 12
     assert Grid.from_plain(json.loads(json.dumps(grid.to_plain()))) == grid
+    assert pickle.loads(pickle.dumps(grid)) == grid
 
 
 def test_a_cell_is_what_simulate_is_called_with(tmp_path):
