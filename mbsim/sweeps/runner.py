@@ -25,8 +25,9 @@ from mbsim._shared.processes import Workers, processors, tell
 from mbsim._shared.progress import progress
 from mbsim.errors import InvalidArgument, check_integer, check_number, shown
 from mbsim.simulation.run import simulate
+from mbsim.sweeps.blocks import Block, Head, condensed, head, needed
 from mbsim.sweeps.grid import Cell, Grid, arguments, label
-from mbsim.sweeps.store import Block, Head, Results, Store, condensed, head, needed
+from mbsim.sweeps.store import Results, Store
 
 __all__ = ["Event", "Here", "events", "sweep"]
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from mbsim.errors import InvalidArgument
 from mbsim.simulation.run import simulate
-from mbsim.sweeps import runner
-from mbsim.sweeps import store as stores
+from mbsim.sweeps import blocks, runner
+from mbsim.sweeps.blocks import QUANTILES, condensed, together
 from mbsim.sweeps.grid import arguments
-from mbsim.sweeps.store import QUANTILES, Store, condensed, together
+from mbsim.sweeps.store import Store
 
 FEW = sweeping.FEW
 
@@ -109,7 +109,7 @@ def test_what_diverges_is_unknown_in_means_and_beyond_all_in_quantiles():
 @given(st.floats(allow_nan=False, allow_subnormal=False))
 def test_a_number_is_near_the_middle_of_its_bin(x):
     bits = np.array([x + 0.0]).view(np.int64)
-    middle = stores._middles(np.where(bits < 0, bits ^ np.int64(2**63 - 1), bits) >> stores._CUT)
+    middle = blocks._middles(np.where(bits < 0, bits ^ np.int64(2**63 - 1), bits) >> blocks._CUT)
     assert middle == x or abs(middle - x) <= abs(x) / 64
     assert math.isinf(x) or x == 0 or (middle > 0) == (x > 0)
 
@@ -277,7 +277,7 @@ def test_a_file_that_may_not_grow_ends_a_sweep_and_loses_nothing(whole, tmp_path
     path = tmp_path / "results.sqlite"
     code = f"""
 import json, resource
-from mbsim.sweeps import runner
+from mbsim.sweeps import blocks, runner
 from mbsim.sweeps.grid import Grid
 grid = Grid.from_plain(json.load(open({str(tmp_path / "grid.json")!r})))
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
