@@ -435,7 +435,7 @@ def test_ctrl_c_stops_within_two_seconds_and_keeps_what_has_finished(tmp_path):
 
 def is_gone(group):
     """Whether nothing of a group of processes is left, or soon."""
-    for _ in range(20):
+    for _ in range(100):
         try:
             os.killpg(group, 0)
         except ProcessLookupError:
