@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "mbsim"
 # A room imports only from rooms before it.
 ROOMS = [
     "errors", "_shared", "compiled", "clipping", "methods", "statistics", "verdicts", "plots",
-    "problems", "simulation", "drifts", "theory", "gradients", "choosing", "checking", "study",
-    "testing", "extra", "cli", "__main__",
+    "problems", "simulation", "drifts", "theory", "gradients", "choosing", "checking", "sweeps",
+    "study", "testing", "extra", "cli", "__main__",
 ]  # fmt: skip
 # What checks must not depend on what is checked: these never import each other.
 STRANGERS = {"simulation", "drifts", "theory"}

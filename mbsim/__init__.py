@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from mbsim.simulation.run import Run as Run
     from mbsim.simulation.run import draw_updates as draw_updates
     from mbsim.study.report import reproduce as reproduce
+    from mbsim.sweeps.grid import Grid as Grid
+    from mbsim.sweeps.runner import sweep as sweep
+    from mbsim.sweeps.store import Store as Store
     from mbsim.verdicts import Verdict as Verdict
 
 # Where each public name lives.
@@ -52,6 +55,7 @@ _HOMES = {
     "Draggers": "mbsim.problems.draggers",
     "Drift": "mbsim.drifts.drift",
     "Gram": "mbsim.gradients.gram",
+    "Grid": "mbsim.sweeps.grid",
     "InvalidArgument": "mbsim.errors",
     "MeasuredProblem": "mbsim.gradients.measured",
     "Method": "mbsim.methods",
@@ -59,6 +63,7 @@ _HOMES = {
     "Problem": "mbsim.problems.problem",
     "Run": "mbsim.simulation.run",
     "SGD": "mbsim.methods",
+    "Store": "mbsim.sweeps.store",
     "Verdict": "mbsim.verdicts",
     "__version__": "mbsim._shared.version",
     "advise": "mbsim.gradients.advice",
@@ -72,6 +77,7 @@ _HOMES = {
     "race": "mbsim.gradients.race",
     "reproduce": "mbsim.study.report",
     "simulate": "mbsim.choosing.tuning",
+    "sweep": "mbsim.sweeps.runner",
     "sweet_spot": "mbsim.choosing.sweet_spot",
 }
 _MODULES = {

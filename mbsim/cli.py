@@ -6,6 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -303,6 +304,48 @@ def study(
         return
     for name, verdict in verdicts.items():
         print(f"{name}: {verdict}" if name.startswith("control") else verdict)
+
+
+@app.command()
+def sweep(
+    grid: Annotated[Path, typer.Argument(help="A TOML file: fixed fields, and axes.")],
+    store: Annotated[Path, typer.Option(help="The file to keep results in, and to go on from.")],
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; as many as there are processors, unless told.")
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="Of a Dask cluster that draws instead, such as tcp://host:8786.")
+    ] = "",
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast/--keep-going", help="Stop when a cell has failed; or not.")
+    ] = False,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds that 256 replicates of a cell may take.")
+    ] = None,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for who holds the store.")] = 0.0,
+    json: Annotated[bool, typer.Option("--json", help="Print all that is known as JSON.")] = False,
+) -> None:
+    """Run a grid of problems and methods, or what is left of it. Exit 1 if a cell failed."""
+    from mbsim.sweeps import runner
+    from mbsim.sweeps.grid import Grid
+
+    cells = Grid.from_toml(grid)
+    try:
+        with runner.cluster(scheduler) if scheduler else nullcontext((None, None)) as (pool, size):
+            found = runner.sweep(
+                cells,
+                store,
+                executor=pool,
+                workers=size if workers is None else workers,
+                keep_going=not fail_fast,
+                timeout=timeout,
+                wait=wait,
+            )
+    except KeyboardInterrupt as stop:
+        _fail("; ".join(["interrupted", *getattr(stop, "__notes__", ())]), _INTERRUPTED)
+    print(to_json(found.to_dict()) if json else found, end="" if json else "\n")
+    if not found.complete or "diverged" in found.counts:
+        raise typer.Exit(1)
 
 
 def _name_and_number(text: str) -> tuple[str, float]:

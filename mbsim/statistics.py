@@ -19,6 +19,7 @@ from mbsim.errors import InvalidArgument, check_array, check_finite, check_numbe
 
 __all__ = [
     "Interval",
+    "always_within",
     "difference",
     "exactly",
     "from_error",
@@ -159,6 +160,38 @@ def from_error(
     """
     rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
     return _interval(estimate, standard_error, df, rate)
+
+
+def always_within(
+    count: ArrayLike, deviation: ArrayLike, *, false_positive_rate: float, tightest: float
+) -> NDArray[np.float64]:
+    r"""How far a mean of independent values may be from the truth, however often one looks.
+
+    After t values of standard deviation s the mean is within
+
+    .. math:: s \sqrt{\frac{2(tρ^2 + 1)}{t^2ρ^2} \log\frac{\sqrt{tρ^2 + 1}}{α}}
+
+    of the truth at all t at once, except with probability α: an asymptotic confidence sequence,
+    for large t, of any law with more than two moments. So it may be looked at after every block,
+    and the last look, whenever one stops, is as good as any. Source: Waudby-Smith, Arbour, Sinha,
+    Kennedy and Ramdas, Time-uniform central limit theory and asymptotic confidence sequences,
+    Annals of Statistics 52 (2024).
+
+    Args:
+        count: t.
+        deviation: s, the sample's.
+        false_positive_rate: α, of all looks together.
+        tightest: the t at which the sequence is about as tight as it can be, chosen beforehand.
+
+    >>> always_within(1024, 1.0, false_positive_rate=0.05, tightest=1024).round(3)  # Student: 0.061
+    np.float64(0.095)
+    """
+    rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
+    most = check_number("tightest", tightest, above=0)
+    t = np.asarray(count, np.float64)
+    ρ2 = (-2 * math.log(rate) + math.log(1 - 2 * math.log(rate))) / most
+    spread = 2 * (t * ρ2 + 1) / (t * t * ρ2) * np.log(np.sqrt(t * ρ2 + 1) / rate)
+    return np.asarray(deviation) * np.sqrt(spread)
 
 
 def median(sample: ArrayLike, *, false_positive_rate: float) -> Interval:

@@ -254,6 +254,10 @@ SHOWCASE = (
     "mbsim.gradients.measured",
     "mbsim.gradients.race",
     "mbsim.gradients.replay",
+    "mbsim.sweeps.grid.Grid",
+    "mbsim.sweeps.runner.Here",
+    "mbsim.sweeps.runner.sweep",
+    "mbsim.sweeps.store.Store",
 )
 
 

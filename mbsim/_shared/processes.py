@@ -8,11 +8,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbsim._shared.progress import progress, quiet
 
-__all__ = ["Job", "in_processes", "processors"]
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+__all__ = ["Job", "Workers", "in_processes", "processors", "tell"]
 
 # What keeps the libraries of linear algebra on one thread, if it is set before they are loaded.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -50,33 +53,71 @@ def in_processes(jobs: Sequence[Job], *, workers: int, text: str) -> list[Any]:
     Raises:
         Exception: the first that a job raises, with a note that names the job.
     """
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, wait
+    from concurrent.futures import wait
 
-    context = multiprocessing.get_context("spawn")
-    held, hold = context.Pipe(duplex=False)
-    told = context.SimpleQueue()
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), context, initializer=_begin, initargs=(held, told, workers)
-    )
     shares = [0.0] * len(jobs)
-    with progress(sum(job.seconds for job in jobs), text) as bar, hold, pool:
-        try:
-            with _unseen():
-                order = sorted(range(len(jobs)), key=lambda i: -jobs[i].seconds)
-                began = {i: pool.submit(_do, i, jobs[i]) for i in order}
-            pending = {*began.values()}
-            while pending:
-                done, pending = wait(pending, timeout=0.1, return_when="FIRST_EXCEPTION")
-                while not told.empty():
-                    number, shares[number] = told.get()
-                bar.update(sum(s * job.seconds for s, job in zip(shares, jobs, strict=True)))
-                for future in done:
-                    future.result()
-        except BaseException:
-            hold.close()
-            raise
+    total, number = sum(job.seconds for job in jobs), min(workers, len(jobs))
+    with progress(total, text) as bar, Workers(number, workers) as pool:
+        order = sorted(range(len(jobs)), key=lambda i: -jobs[i].seconds)
+        began = {i: pool.submit(_do, i, jobs[i]) for i in order}
+        pending = {*began.values()}
+        while pending:
+            done, pending = wait(pending, timeout=0.1, return_when="FIRST_EXCEPTION")
+            for number, share in pool.told():
+                shares[number] = share
+            bar.update(sum(s * job.seconds for s, job in zip(shares, jobs, strict=True)))
+            for future in done:
+                future.result()
     return [began[i].result() for i in range(len(jobs))]
+
+
+class Workers:
+    """A pool of spawned processes that :meth:`end` ends at once, whatever they are doing.
+
+    Args:
+        number: how many there are.
+        sharing: among how many each may think that it shares the processors; `number` if None.
+    """
+
+    def __init__(self, number: int, sharing: int | None = None) -> None:
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        context = multiprocessing.get_context("spawn")
+        self._held, self._hold = context.Pipe(duplex=False)
+        self._told = context.SimpleQueue()
+        arguments = (self._held, self._told, sharing or number)
+        self._pool = ProcessPoolExecutor(number, context, initializer=_begin, initargs=arguments)
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
+        """Have a process call ``function(*arguments)``."""
+        with _unseen():  # the first call spawns all
+            return self._pool.submit(function, *arguments)
+
+    def told(self) -> Iterator[tuple[int, float]]:
+        """What processes have said by :func:`tell` since the last call."""
+        while not self._told.empty():
+            yield self._told.get()
+
+    def end(self) -> None:
+        """End the processes, which lose what they were doing."""
+        self._hold.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._held.close()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._pool.shutdown()
+        self.end()
+
+
+def tell(number: int, share: float) -> None:
+    """Tell whoever holds this process that it has done this share of a piece of work."""
+    if _told is not None:
+        _told.put((number, share))
 
 
 @contextmanager
@@ -114,13 +155,10 @@ def _begin(held: Any, told: Any, workers: int) -> None:
 
 
 def _do(number: int, job: Job) -> Any:
-    def tell(share: float) -> None:
-        _told.put((number, share))
-
     try:
-        found = job.function(*job.arguments, tell)
+        found = job.function(*job.arguments, lambda share: tell(number, share))
     except Exception as error:
         error.add_note(f"(in {job.name})")
         raise
-    tell(1.0)
+    tell(number, 1.0)
     return found

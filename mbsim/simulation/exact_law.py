@@ -145,6 +145,7 @@ class Replicates:
         step_size: η.
         limit: the loss at which a replicate has diverged.
         seed: the seed of the run; lane and place in it make a replicate's stream.
+        first: the number of the replicate in row 0.
     """
 
     def __init__(
@@ -157,10 +158,11 @@ class Replicates:
         step_size: float,
         limit: float,
         seed: SeedSequence,
+        first: int = 0,
     ) -> None:
         m = _needed(rule, micro_batches)
         b = batch_size // m
-        self.start, self.seed = problem.start, seed
+        self.start, self.seed, self.first = problem.start, seed, first
         self.arguments = (
             *(argument for part in parts for argument in part),
             *numbers_of(problem, m, b),
@@ -202,6 +204,7 @@ class Replicates:
         out["final_w"][here], out["mean_grad_norm_sq"][here] = w, total / steps
 
     def _states(self, rows: range) -> Any:
+        rows = range(self.first + rows.start, self.first + rows.stop)
         lanes = range(rows.start // _LANE, -(-rows.stop // _LANE))
         every = np.concatenate([states(stream(self.seed, lane), _LANE) for lane in lanes])
         return every[rows.start - lanes.start * _LANE :][: len(rows)].copy()

@@ -61,6 +61,8 @@ records.register(
     *(SGD, MicroBatchClipping, draggers.Draggers, Problem),
 )
 
+# The version of the law that numbers are drawn from: another one when a seed gives other numbers.
+LAW = 1
 # A replicate has diverged when its gap to the minimum is this many times that of the start.
 DIVERGED = 1e6
 
@@ -366,6 +368,7 @@ def simulate(
     record_every: int = 1,
     engine: str = "auto",
     threads: int | None = None,
+    first: int = 0,
 ) -> Run:
     r"""Run w ← w − η u for `steps` steps from the problem's start, in independent replicates.
 
@@ -383,6 +386,8 @@ def simulate(
         engine: "exact_law" draws the law of a step in scalars, "reference" draws every example;
             "auto" takes the first wherever it applies.
         threads: how many threads; as many as there are processors if None.
+        first: the number of the first replicate: those before it, which are another call's, are
+            not run, or only where they share a stream with it.
 
     Returns:
         A :class:`Run`. Beyond its arrays, memory stays under 1 GiB. How much the arrays take
@@ -407,6 +412,8 @@ def simulate(
     plan = _plan(
         problem, method, engine, batch_size, replicates, rng, step_size, steps, record_every
     )
+    spare = check_integer("first", first, minimum=0) % plan.width  # a lane is drawn whole
+    plan = replace(plan, replicates=spare + plan.replicates, first_lane=first // plan.width)
     threads = processors() if threads is None else threads
     room = max(1, _MEMORY // _ENGINES[plan.engine].block_bytes(*plan.sizes))
     workers = min(check_integer("threads", threads, minimum=1), room)
@@ -425,7 +432,7 @@ def simulate(
         engine=plan.engine,
         seed=_seed_content(plan.seed),
         steps=plan.recorded,
-        **out,
+        **{name: array[spare:] for name, array in out.items()},
         recipe={
             "problem": records.describe(problem),
             "method": records.describe(method),
@@ -526,6 +533,7 @@ class _Plan:
     seed: SeedSequence
     recorded: NDArray[np.int64]
     engine: str
+    first_lane: int = 0
 
     @property
     def sizes(self) -> tuple[Problem, int, int]:
@@ -540,7 +548,11 @@ class _Plan:
     def build(self, lane: int) -> Reference | ExactLaw:
         """The engine for one lane, with a stream of its own."""
         return _ENGINES[self.engine](
-            self.problem, self.rule, self.batch_size, self.micro_batches, stream(self.seed, lane)
+            self.problem,
+            self.rule,
+            self.batch_size,
+            self.micro_batches,
+            stream(self.seed, self.first_lane + lane),
         )
 
 
@@ -613,7 +625,7 @@ def _in_threads(plan: _Plan, out: dict[str, Any], workers: int) -> None:
     if parts:
         engine = Replicates(
             plan.problem, parts, plan.rule, plan.batch_size, plan.micro_batches, plan.step_size,
-            limit, plan.seed,
+            limit, plan.seed, plan.first_lane * plan.width,
         )  # fmt: skip
         # Long enough to be worth a call, short enough for all threads to have one; whole lanes.
         block = max(1, min(_WORTH // plan.steps, _WORTH // plan.problem.dimension) // plan.width)

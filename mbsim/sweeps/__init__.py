@@ -1,0 +1,1 @@
+"""Grids of problems and methods, run in parallel, kept in a file, and resumed after anything."""
