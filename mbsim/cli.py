@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,6 +42,28 @@ def _root(
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
+
+
+Plot = Annotated[Path | None, typer.Option(help="A .png, .svg or .pdf to draw to.")]
+
+
+def _check_plot(plot: Path | None) -> None:
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise InvalidArgument(f"plot={str(plot)!r} must end in .png, .svg or .pdf")
+
+
+def _draw(result: Any, plot: Path | None, **how: Any) -> None:
+    """Draw a result to a file, where one is asked for."""
+    if plot is None:
+        return
+    from matplotlib.figure import Figure
+
+    from mbsim import plots
+
+    with plots.style(), replacing(plot, "plot") as file:
+        figure = Figure()
+        result.plot(figure.subplots(), **how)
+        figure.savefig(file, format=plot.suffix.lower().lstrip("."), bbox_inches="tight")
 
 
 @app.command()
@@ -100,16 +122,22 @@ def table1(
         list[str] | None,
         typer.Argument(help="Numbers to fill in, such as steps=1000 sigma=1; none for symbols."),
     ] = None,
+    plot: Plot = None,
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """The bounds side by side, derived from the paper's assumptions: in symbols, or in numbers."""
     from mbsim.theory import table1 as bounds
 
+    _check_plot(plot)
     table = bounds()
+    known = dict(map(_name_and_number, values or []))
+    if plot is not None:
+        over = {name: number for name, number in known.items() if name != "steps"}
+        _draw(table, plot, values=over)
     if not values and not json:
         print(table)
         return
-    rows = table.evaluate(**dict(map(_name_and_number, values or [])))
+    rows = table.evaluate(**known)
     if json:
         print(to_json(rows), end="")
         return
@@ -147,6 +175,7 @@ def sweet_spot(
     replicates: Annotated[
         int | None, typer.Option(help="Runs for each b; as many as are worth their time.")
     ] = None,
+    plot: Plot = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -155,6 +184,7 @@ def sweet_spot(
     from mbsim.problems.draggers import Draggers
     from mbsim.study.half_square import half_square
 
+    _check_plot(plot)
     problem = half_square(
         _noise(noise, sigma, rare, df),
         Draggers(probability=probability, norm_ratio=norm_ratio, coherence=coherence),
@@ -171,6 +201,7 @@ def sweet_spot(
         replicates=64 if by == "simulation" and replicates is None else replicates,
         rng=seed,
     )
+    _draw(best, plot)
     if not json:
         print(f"{problem}\n")
     print(to_json(best.to_dict()) if json else best, end="" if json else "\n")
@@ -187,16 +218,14 @@ def advise(
         typer.Option(help='An .npy file, one for each; or "geometric-median" or "mean".'),
     ] = None,
     steps: Annotated[int, typer.Option(help="How many of training, T.")] = 300,
-    plot: Annotated[Path | None, typer.Option(help="A .png, .svg or .pdf to draw to.")] = None,
+    plot: Plot = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the advice as JSON.")] = False,
 ) -> None:
     """Which micro-batch size for your own per-example gradients, and why."""
     from mbsim.gradients import advice as advising
 
-    form = "" if plot is None else plot.suffix.lower().lstrip(".")
-    if plot is not None and form not in ("png", "svg", "pdf"):
-        raise InvalidArgument(f"plot={str(plot)!r} must end in .png, .svg or .pdf")
+    _check_plot(plot)
     goals = [text if text in advising.TARGETS else Path(text) for text in target or []]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
@@ -209,13 +238,7 @@ def advise(
         )
     for text in dict.fromkeys(str(one.message) for one in said):
         print(f"mbsim: {text}", file=sys.stderr)
-    if plot is not None:
-        from mbsim import plots
-
-        figure = advice.plot().get_figure(root=True)
-        assert figure is not None
-        with plots.style(), replacing(plot, "plot") as file:
-            figure.savefig(file, format=form)
+    _draw(advice, plot)
     print(to_json(advice.to_dict()) if json else advice, end="" if json else "\n")
 
 
@@ -252,15 +275,18 @@ def check_bound(
         str | None, typer.Option(help="A formula for the largest step size it allows.")
     ] = None,
     problems: Annotated[int, typer.Option(help="How many of the family.")] = 24,
+    plot: Plot = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
     """Hold your own formula for the mean of |gradient|^2 over a run against simulation."""
     from mbsim.checking.formulas import check_bound as check
 
+    _check_plot(plot)
     verdict = check(
         formula, kind=kind, method=method, largest_step=largest_step, problems=problems, rng=seed
     )
+    _draw(verdict, plot)
     if json:
         print(to_json(verdict.to_dict()), end="")
         return

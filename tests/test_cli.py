@@ -160,6 +160,24 @@ def test_ctrl_c_says_so(run, monkeypatch):
     assert err == "mbsim: interrupted\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sweet-spot", "--by", "floor", "--step-size", "0.1", "--batch-size", "16"),
+        ("table1", "initial_gap=1", "smoothness=1", "sigma=1", "batch_size=8", "steps=9"),
+        ("check-bound", "2*Delta/(eta*T) + 9*L*sigma**2/B", "--problems", "2"),
+    ],
+)
+def test_what_can_be_drawn_is_drawn_to_a_file(run, tmp_path, arguments):
+    picture = tmp_path / "out.svg"
+    code, out, _ = run(*arguments, "--plot", str(picture))
+    assert code == 0
+    assert out
+    assert "<svg" in picture.read_text("utf-8")
+    code, _, err = run(*arguments, "--plot", "out.gif")
+    assert (code, err) == (2, "mbsim: plot='out.gif' must end in .png, .svg or .pdf\n")
+
+
 def test_advice_on_a_file(run, tmp_path):
     rng = np.random.default_rng(0)
     gradients = 0.2 + rng.standard_normal((200, 16))
