@@ -68,9 +68,7 @@ def _draw(result: Any, plot: Path | None, **how: Any) -> None:
 
 @app.command()
 def reproduce(
-    out: Annotated[Path, typer.Option(help="Folder for figures and report.json.")] = Path(
-        "figures"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for figures and reports.")] = Path("figures"),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer steps and replicates.")] = False,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     workers: Annotated[
@@ -97,7 +95,8 @@ def reproduce(
         console = _console()
         console.print(table)
         console.print(
-            f"{report.seconds['all']:.0f} s; figures and report.json are in {out}/", highlight=False
+            f"{report.seconds['all']:.0f} s; figures are in {out}/; open {out}/report.html",
+            highlight=False,
         )
     surprises = report.surprises()
     for line in surprises:
