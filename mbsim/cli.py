@@ -305,6 +305,21 @@ def check_bound(
     print(verdict)
 
 
+@app.command()
+def explore(
+    path: Annotated[bool, typer.Option("--path", help="Print where it is; open nothing.")] = False,
+) -> None:
+    """Open the explorer: one page to turn b, draggers and noise, and see what clipping does."""
+    import webbrowser
+
+    from mbsim.study.explorer import explorer_page
+
+    page = explorer_page()
+    print(page)
+    if not path:
+        webbrowser.open(page.as_uri())
+
+
 def _name_and_number(text: str) -> tuple[str, float]:
     name, _, number = text.partition("=")
     try:

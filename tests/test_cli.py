@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import processes
@@ -176,6 +177,16 @@ def test_what_can_be_drawn_is_drawn_to_a_file(run, tmp_path, arguments):
     assert "<svg" in picture.read_text("utf-8")
     code, _, err = run(*arguments, "--plot", "out.gif")
     assert (code, err) == (2, "mbsim: plot='out.gif' must end in .png, .svg or .pdf\n")
+
+
+def test_the_explorer_is_found_and_opened_only_where_asked(run, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    code, out, err = run("explore", "--path")
+    assert (code, err, opened) == (0, "", [])
+    assert Path(out.strip()).read_text("utf-8").startswith("<!doctype html>")
+    assert run("explore")[0] == 0
+    assert opened == [Path(out.strip()).as_uri()]
 
 
 def test_advice_on_a_file(run, tmp_path):

@@ -222,7 +222,7 @@ class Run:
             axes.set_xlim(0, None)
             if np.nanmin(mean) > 0:
                 axes.set_yscale("log")
-            axes.set(xlabel="step t", ylabel=f"{_RECORDED[quantity]}, {named}")
+            axes.set(xlabel="step t", ylabel=f"{_RECORDED[quantity]}\n{named}")
             plots.name_lines(axes)
         return axes
 

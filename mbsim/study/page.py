@@ -142,8 +142,8 @@ def _numbers(verdict: Mapping[str, Any]) -> str:
     rows = [
         (
             one["what"],
-            f"{one['estimate']:.4g}",
-            "{:.4g} to {:.4g}".format(*one["interval"]),
+            _number(one["estimate"], "none"),
+            f"{_number(one['interval'][0], '−∞')} to {_number(one['interval'][1], '∞')}",
             f"{one['relation']} {_limit(one['limit'])}",
             one["status"],
         )
@@ -165,4 +165,11 @@ def _row(cells: Iterable[str], tag: str) -> str:
 
 
 def _limit(limit: Any) -> str:
-    return "{:.4g} to {:.4g}".format(*limit) if isinstance(limit, list) else f"{limit:.4g}"
+    if isinstance(limit, list):
+        return f"{_number(limit[0], '−∞')} to {_number(limit[1], '∞')}"
+    return _number(limit, "none")
+
+
+def _number(number: float | None, endless: str) -> str:
+    """A number; JSON has none that is not finite."""
+    return endless if number is None else f"{number:.4g}"

@@ -96,6 +96,14 @@ def test_what_a_claim_says_is_text_and_not_html():
     assert claim.statement in "".join(read.text)
 
 
+def test_ends_that_are_not_finite_are_said(report):
+    verdict = {**report["verdicts"][0]}
+    one = {**verdict["comparisons"][0], "estimate": None, "interval": [None, None], "limit": None}
+    verdict["comparisons"] = [one]
+    text = report_page({**report, "verdicts": [verdict], "controls": []}, CLAIMS, {})
+    assert "<td>none</td><td>−∞ to ∞</td>" in text
+
+
 def test_the_call_of_a_claim_repeats_it(report, page, capsys):
     calls = [code for code in Read(page).code if f'"{BIAS_NEEDS_SKEW.name}"' in code]
     quick = calls[0].replace("quick=False", "quick=True")
