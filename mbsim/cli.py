@@ -306,6 +306,15 @@ def check_bound(
 
 
 @app.command()
+def demo() -> None:
+    """What micro-batch clipping does, and when it does not help: a few seconds, one picture."""
+    from mbsim.study.demo import demo as pieces
+
+    for piece in pieces():
+        print(piece, flush=True)
+
+
+@app.command()
 def explore(
     path: Annotated[bool, typer.Option("--path", help="Print where it is; open nothing.")] = False,
 ) -> None:

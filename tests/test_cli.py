@@ -179,6 +179,15 @@ def test_what_can_be_drawn_is_drawn_to_a_file(run, tmp_path, arguments):
     assert (code, err) == (2, "mbsim: plot='out.gif' must end in .png, .svg or .pdf\n")
 
 
+def test_the_demo_shows_a_case_that_helps_and_one_that_does_not(run):
+    code, out, err = run("demo")
+    assert (code, err) == (0, "")
+    assert "clipping helps." in out
+    assert "clipping does not help." in out
+    assert out.count(" |") == 12
+    assert max(map(len, out.splitlines())) <= 80
+
+
 def test_the_explorer_is_found_and_opened_only_where_asked(run, monkeypatch):
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)
