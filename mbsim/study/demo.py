@@ -32,7 +32,10 @@ def demo() -> Iterator[str]:
             Draggers(probability=0.0, norm_ratio=0.0),
         ),
     }
-    yield "Mini-batches of 64 examples; micro-batches of 8, each clipped to the shortest of them.\n"
+    yield (
+        "Mini-batches of 64 examples in micro-batches of 8, clipped to the shortest.\n"
+        "In brackets: 99 % intervals over 64 runs of each method.\n"
+    )
     for number, (what, (noise, draggers)) in enumerate(cases.items()):
         problem = half_square(noise, draggers, dimension=64, benign_dim=32, grad_norm=1.0)
         both = compare(
@@ -43,14 +46,14 @@ def demo() -> Iterator[str]:
             curves = {str(run.method): run.mean("grad_norm_sq") for run in both.runs}
             lines += picture(curves, "mean squared gradient norm")
         yield "\n".join([*lines, f"  {_outcome(both)}\n"])
-    yield "Whether it helps you: mbsim advise, on your own gradients. To turn it: mbsim explore."
+    yield "Does it help you? mbsim advise, on your gradients. To try more: mbsim explore."
 
 
 def _outcome(both: MethodComparison) -> str:
     sgd, clipping = (run.grad_norm_sq[:, -1] for run in both.runs)
     gain = statistics.ratio(sgd, clipping, false_positive_rate=0.01)
     does = "helps" if gain.low > 1 else "does not help" if gain.high < 1 else "makes no difference"
-    return f"SGD ends {gain} times as high (99 % interval): clipping {does}."
+    return f"SGD ends {gain} times as high: clipping {does}."
 
 
 def picture(curves: Mapping[str, NDArray[np.float64]], what: str) -> list[str]:
