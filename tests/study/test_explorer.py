@@ -126,6 +126,15 @@ def test_keys_turn_it_and_the_address_keeps_it(chromium):
         assert said == []
 
 
+def test_what_diverges_is_said_to(chromium):
+    with opened(chromium, explorer_page()) as (it, said):
+        it.goto(f"{explorer_page().as_uri()}#p=0.3&c=100&sigma=3&eta=0.2")
+        it.reload()
+        it.wait_for_function("document.getElementById('answer').textContent.length > 0")
+        assert it.inner_text("#answer").endswith("SGD diverges.")
+        assert said == []
+
+
 def test_it_moves_at_thirty_frames_a_second(chromium):
     with opened(chromium, explorer_page()) as (it, _):
         it.wait_for_function("found.sizes && found.runs && found.drift")
