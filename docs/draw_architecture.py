@@ -13,7 +13,7 @@ from statistics import fmean
 PACKAGE = Path(__file__).parents[1] / "mbsim"
 # A room imports only from rooms before it.
 ROOMS = [
-    "errors", "_shared", "compiled", "clipping", "methods", "statistics", "verdicts", "plots",
+    "errors", "_shared", "compiled", "clipping", "methods", "plots", "statistics", "verdicts",
     "problems", "simulation", "drifts", "theory", "gradients", "choosing", "checking", "sweeps",
     "study", "testing", "extra", "cli", "__main__",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,11 +45,31 @@ def _root(
         print(context.get_help())
 
 
+Plot = Annotated[Path | None, typer.Option(help="A .png, .svg or .pdf to draw to.")]
+
+
+def _check_plot(plot: Path | None) -> None:
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise InvalidArgument(f"plot={str(plot)!r} must end in .png, .svg or .pdf")
+
+
+def _draw(result: Any, plot: Path | None, **how: Any) -> None:
+    """Draw a result to a file, where one is asked for."""
+    if plot is None:
+        return
+    from matplotlib.figure import Figure
+
+    from mbsim import plots
+
+    with plots.style(), replacing(plot, "plot") as file:
+        figure = Figure()
+        result.plot(figure.subplots(), **how)
+        figure.savefig(file, format=plot.suffix.lower().lstrip("."), bbox_inches="tight")
+
+
 @app.command()
 def reproduce(
-    out: Annotated[Path, typer.Option(help="Folder for figures and report.json.")] = Path(
-        "figures"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for figures and reports.")] = Path("figures"),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer steps and replicates.")] = False,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     workers: Annotated[
@@ -76,7 +96,8 @@ def reproduce(
         console = _console()
         console.print(table)
         console.print(
-            f"{report.seconds['all']:.0f} s; figures and report.json are in {out}/", highlight=False
+            f"{report.seconds['all']:.0f} s; figures are in {out}/; open {out}/report.html",
+            highlight=False,
         )
     surprises = report.surprises()
     for line in surprises:
@@ -101,16 +122,22 @@ def table1(
         list[str] | None,
         typer.Argument(help="Numbers to fill in, such as steps=1000 sigma=1; none for symbols."),
     ] = None,
+    plot: Plot = None,
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """The bounds side by side, derived from the paper's assumptions: in symbols, or in numbers."""
     from mbsim.theory import table1 as bounds
 
+    _check_plot(plot)
     table = bounds()
+    known = dict(map(_name_and_number, values or []))
+    if plot is not None:
+        over = {name: number for name, number in known.items() if name != "steps"}
+        _draw(table, plot, values=over)
     if not values and not json:
         print(table)
         return
-    rows = table.evaluate(**dict(map(_name_and_number, values or [])))
+    rows = table.evaluate(**known)
     if json:
         print(to_json(rows), end="")
         return
@@ -148,6 +175,7 @@ def sweet_spot(
     replicates: Annotated[
         int | None, typer.Option(help="Runs for each b; as many as are worth their time.")
     ] = None,
+    plot: Plot = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -156,6 +184,7 @@ def sweet_spot(
     from mbsim.problems.draggers import Draggers
     from mbsim.study.half_square import half_square
 
+    _check_plot(plot)
     problem = half_square(
         _noise(noise, sigma, rare, df),
         Draggers(probability=probability, norm_ratio=norm_ratio, coherence=coherence),
@@ -172,6 +201,7 @@ def sweet_spot(
         replicates=64 if by == "simulation" and replicates is None else replicates,
         rng=seed,
     )
+    _draw(best, plot)
     if not json:
         print(f"{problem}\n")
     print(to_json(best.to_dict()) if json else best, end="" if json else "\n")
@@ -188,16 +218,14 @@ def advise(
         typer.Option(help='An .npy file, one for each; or "geometric-median" or "mean".'),
     ] = None,
     steps: Annotated[int, typer.Option(help="How many of training, T.")] = 300,
-    plot: Annotated[Path | None, typer.Option(help="A .png, .svg or .pdf to draw to.")] = None,
+    plot: Plot = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the advice as JSON.")] = False,
 ) -> None:
     """Which micro-batch size for your own per-example gradients, and why."""
     from mbsim.gradients import advice as advising
 
-    form = "" if plot is None else plot.suffix.lower().lstrip(".")
-    if plot is not None and form not in ("png", "svg", "pdf"):
-        raise InvalidArgument(f"plot={str(plot)!r} must end in .png, .svg or .pdf")
+    _check_plot(plot)
     goals = [text if text in advising.TARGETS else Path(text) for text in target or []]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
@@ -210,13 +238,7 @@ def advise(
         )
     for text in dict.fromkeys(str(one.message) for one in said):
         print(f"mbsim: {text}", file=sys.stderr)
-    if plot is not None:
-        from mbsim import plots
-
-        figure = advice.plot().get_figure(root=True)
-        assert figure is not None
-        with plots.style(), replacing(plot, "plot") as file:
-            figure.savefig(file, format=form)
+    _draw(advice, plot)
     print(to_json(advice.to_dict()) if json else advice, end="" if json else "\n")
 
 
@@ -253,15 +275,18 @@ def check_bound(
         str | None, typer.Option(help="A formula for the largest step size it allows.")
     ] = None,
     problems: Annotated[int, typer.Option(help="How many of the family.")] = 24,
+    plot: Plot = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
     """Hold your own formula for the mean of |gradient|^2 over a run against simulation."""
     from mbsim.checking.formulas import check_bound as check
 
+    _check_plot(plot)
     verdict = check(
         formula, kind=kind, method=method, largest_step=largest_step, problems=problems, rng=seed
     )
+    _draw(verdict, plot)
     if json:
         print(to_json(verdict.to_dict()), end="")
         return
@@ -346,6 +371,30 @@ def sweep(
     print(to_json(found.to_dict()) if json else found, end="" if json else "\n")
     if not found.complete or "diverged" in found.counts:
         raise typer.Exit(1)
+
+
+@app.command()
+def demo() -> None:
+    """What micro-batch clipping does, and when it does not help: a few seconds, one picture."""
+    from mbsim.study.demo import demo as pieces
+
+    for piece in pieces():
+        print(piece, flush=True)
+
+
+@app.command()
+def explore(
+    path: Annotated[bool, typer.Option("--path", help="Print where it is; open nothing.")] = False,
+) -> None:
+    """Open the explorer: one page to turn b, draggers and noise, and see what clipping does."""
+    import webbrowser
+
+    from mbsim.study.explorer import explorer_page
+
+    page = explorer_page()
+    print(page)
+    if not path:
+        webbrowser.open(page.as_uri())
 
 
 def _name_and_number(text: str) -> tuple[str, float]:

@@ -7,8 +7,8 @@ say the same once more. Matplotlib is imported when something is drawn.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS",
+    "cells",
     "curve",
     "dots",
-    "heat_map",
+    "intervals",
+    "name_lines",
+    "on",
     "pictures",
     "plain_numbers",
     "sizes_axis",
@@ -58,6 +61,24 @@ def style() -> AbstractContextManager[None]:
     return mpl.rc_context(_STYLE)
 
 
+@contextmanager
+def on(ax: Axes | None) -> Iterator[Axes]:
+    """The Axes given, or those of a new figure of pyplot's, to draw on in the house style.
+
+    >>> from matplotlib.figure import Figure
+    >>> given = Figure().subplots()
+    >>> with on(given) as axes:
+    ...     axes is given
+    True
+    """
+    with style():
+        if ax is None:
+            from matplotlib import pyplot
+
+            ax = pyplot.subplots()[1]
+        yield ax
+
+
 def pictures(name: str, draw: Callable[[Figure, Any], None], data: Any) -> dict[str, bytes]:
     """What ``draw(figure, data)`` draws in the house style, as PNG and as SVG, by file name.
 
@@ -86,9 +107,10 @@ def curve(
     y: ArrayLike,
     interval: tuple[ArrayLike, ArrayLike] | None = None,
     *,
-    number: int = 0,
+    number: int | None = None,
     label: str | None = None,
     band: bool = False,
+    **style: Any,
 ) -> Axes:
     """A curve with its intervals.
 
@@ -97,9 +119,11 @@ def curve(
         x: where the points are.
         y: how high.
         interval: the lower and the upper ends of the intervals, one for each point; None for none.
-        number: which curve of its panel, from 0: it decides colour, marker and line.
-        label: for the legend.
-        band: draw the intervals as a band and no markers, for many points, in place of bars.
+        number: which curve of its panel, from 0: it decides colour, marker and line. As many as
+            are labelled there, unless told.
+        label: its name.
+        band: for many points: a band in place of bars, and no markers.
+        **style: properties of the line, such as ``color``, in place of the house's.
 
     Returns:
         `axes`.
@@ -109,26 +133,110 @@ def curve(
     >>> axes.get_legend_handles_labels()[1]
     ['height']
     """
-    colour = COLOURS[number % len(COLOURS)]
-    marked: dict[str, Any] = {
-        "color": colour,
-        "marker": _MARKERS[number % len(_MARKERS)],
-        "markersize": 4,
-        "linewidth": 1.2,
-        "label": label,
-    }
+    if number is None:
+        number = len(axes.get_legend_handles_labels()[1])
+    marked: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "label": label}
+    if band:
+        marked |= {"linestyle": _LINES[number % len(_LINES)], "linewidth": 1.4}
+    else:
+        marked |= {"marker": _MARKERS[number % len(_MARKERS)], "markersize": 4, "linewidth": 1.2}
+    marked |= style
     if interval is None:
         axes.plot(x, y, **marked)
         return axes
     low, middle, high = (np.asarray(values) for values in (interval[0], y, interval[1]))
     if band:
-        line = _LINES[number % len(_LINES)]
-        axes.plot(x, middle, color=colour, linestyle=line, label=label, linewidth=1.4)
-        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(x, middle, **marked)
+        axes.fill_between(x, low, high, color=marked["color"], alpha=0.2, linewidth=0)
     else:
         axes.errorbar(
             x, middle, np.maximum([middle - low, high - middle], 0), capsize=2.5, **marked
         )
+    return axes
+
+
+_NAME = "the name of a line"
+
+
+def name_lines(axes: Axes, *, most: int = 4) -> None:
+    """Write the name of each line at its right end, in its colour; a legend if there are many.
+
+    Call it last, when the axes have their scales and limits. Names that it wrote before go.
+
+    >>> from matplotlib.figure import Figure
+    >>> axes = curve(Figure().subplots(), [1, 2], [3, 4], label="up")
+    >>> name_lines(axes)
+    >>> [text.get_text() for text in axes.texts]
+    ['up']
+    """
+    for text in [text for text in axes.texts if text.get_gid() == _NAME]:
+        text.remove()
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > most:
+        axes.legend()
+        return
+    ends = []
+    for handle, label in zip(handles, labels, strict=True):
+        line: Any = handle[0] if isinstance(handle, tuple) else handle
+        points: Any = np.ma.filled(np.ma.asarray(line.get_xydata(), dtype=float), np.nan)
+        points = points[np.isfinite(points).all(axis=1)]
+        if len(points):
+            height = axes.transData.transform(points[-1])[1]
+            ends.append((float(np.nan_to_num(height)), tuple(points[-1]), label, line.get_color()))
+    figure: Any = axes.get_figure(root=True)
+    inch, last = figure.dpi / 72, -np.inf
+    for height, point, label, colour in sorted(ends):
+        last = max(height, last + 11 * inch)  # names of 8 points do not touch
+        axes.annotate(
+            label,
+            point,
+            (5, (last - height) / inch),
+            textcoords="offset points",
+            color=colour,
+            fontsize=8,
+            va="center",
+            annotation_clip=False,
+            gid=_NAME,
+        )
+
+
+def intervals(
+    axes: Axes,
+    rows: Sequence[tuple[str, float, float, float]],
+    *,
+    number: int = 0,
+    shift: float = 0.0,
+    **style: Any,
+) -> Axes:
+    """A row for each name with its estimate and interval, the first row at the top.
+
+    Args:
+        axes: where to draw.
+        rows: name, estimate, low and high of each; ends that are infinite are left out.
+        number: of the colour and the marker.
+        shift: how far above the middle of its row.
+        **style: properties in place of the house's.
+
+    Returns:
+        `axes`.
+
+    >>> from matplotlib.figure import Figure
+    >>> axes = intervals(Figure().subplots(), [("tilt", 0.2, 0.1, 0.3), ("p", 0.5, 0.4, 0.6)])
+    >>> [text.get_text() for text in axes.get_yticklabels()], axes.get_ylim()[0] > 0
+    (['tilt', 'p'], np.True_)
+    """
+    middle, low, high = (np.array([row[i] for row in rows], dtype=float) for i in (1, 2, 3))
+    middle = np.where(np.isfinite(middle), middle, np.nan)
+    low, high = (np.where(np.isfinite(end), end, middle) for end in (low, high))
+    marked = {"color": COLOURS[number], "marker": _MARKERS[number], "markersize": 4.5}
+    axes.errorbar(
+        middle,
+        np.arange(len(rows)) - shift,
+        xerr=np.maximum([middle - low, high - middle], 0),
+        **{"linestyle": "none", "capsize": 2.5, **marked, **style},
+    )
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     return axes
 
 
@@ -156,27 +264,43 @@ def dots(axes: Axes, rows: Mapping[str, ArrayLike], *, numbers: Sequence[int] = 
     return axes
 
 
-def heat_map(axes: Axes, x: ArrayLike, y: ArrayLike, values: ArrayLike, *, label: str) -> Axes:
-    """A map: a coloured cell for every pair of x and y, and a bar that says what colours mean.
+def cells(
+    axes: Axes,
+    x: Sequence[str],
+    y: Sequence[str],
+    values: ArrayLike,
+    texts: Sequence[Sequence[str]],
+    **style: Any,
+) -> Axes:
+    """A map: a coloured cell for every pair of x and y, with what it says written in it.
 
     Args:
         axes: where to draw.
-        x: the middles of the columns of cells, ascending.
-        y: the middles of the rows.
-        values: ``[y, x]``; a NaN leaves its cell empty.
-        label: what the values are.
+        x: the names of the columns.
+        y: the names of the rows, from the bottom.
+        values: ``[y, x]``, which decide the colours; a NaN leaves its cell empty.
+        texts: what is written in each cell.
+        **style: as of :meth:`~matplotlib.axes.Axes.imshow`.
 
     Returns:
         `axes`.
 
     >>> from matplotlib.figure import Figure
-    >>> axes = heat_map(Figure().subplots(), [1, 2], [1, 2, 3], np.eye(3, 2), label="best b")
-    >>> axes.collections[0].get_array().shape
-    (3, 2)
+    >>> axes = cells(Figure().subplots(), ["1", "2"], ["a"], [[0, 1]], [["low", "high"]])
+    >>> [text.get_text() for text in axes.texts]
+    ['low', 'high']
     """
-    cells = axes.pcolormesh(x, y, np.ma.masked_invalid(values), cmap="viridis", shading="nearest")
+    found = np.ma.masked_invalid(np.asarray(values, dtype=float))
+    look = {"cmap": "cividis", "origin": "lower", "aspect": "auto", **style}
+    image = axes.imshow(found, **look)
+    for (i, j), value in np.ndenumerate(np.asarray(found.filled(np.nan), dtype=float)):
+        # Black on light cells and on empty ones, white on dark ones.
+        light = not np.isfinite(value) or float(np.asarray(image.norm(value))) > 0.5
+        colour = "black" if light else "white"
+        axes.text(j, i, texts[i][j], ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(x)), x)
+    axes.set_yticks(range(len(y)), y)
     axes.grid(visible=False)
-    axes.get_figure(root=True).colorbar(cells, ax=axes, label=label)  # type: ignore[union-attr]
     return axes
 
 

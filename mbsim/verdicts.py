@@ -7,14 +7,19 @@ against a limit, and its status follows from where the intervals lie.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mbsim import plots
 from mbsim._shared.values import set_field
 from mbsim.errors import InvalidArgument, shown
 from mbsim.statistics import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["Answer", "Comparison", "Refusal", "Verdict"]
 
@@ -165,6 +170,52 @@ class Verdict:
             "seed": self.seed,
             "details": dict(self.details),
         }
+
+    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+        """Every comparison: the estimate with its interval, and shaded the side that is claimed.
+
+        So a bound held against a run draws itself: ``mbsim.check(bound, run).plot()``. The axis is
+        logarithmic where all numbers are positive.
+
+        Args:
+            ax: where to draw; a new figure unless told.
+            **style: properties of the points, such as ``color``.
+        """
+        with plots.on(ax) as axes:
+            rows = [
+                (
+                    textwrap.fill(f"{c.what}: {c.status}", 36),
+                    c.measured.estimate,
+                    c.measured.low,
+                    c.measured.high,
+                )
+                for c in self.comparisons
+            ]
+            ends = [x for c, row in zip(self.comparisons, rows, strict=True)
+                    for x in (*row[1:], *c._limits) if math.isfinite(x)]  # fmt: skip
+            if ends and min(ends) > 0:
+                axes.set_xscale("log")
+                axes.set_xlim(min(ends) / 1.5, max(ends) * 1.5)
+                if max(ends) < 100 * min(ends):
+                    plots.plain_numbers(axes.xaxis)
+            elif ends:
+                room = 0.1 * (max(ends) - min(ends)) or 1.0
+                axes.set_xlim(min(ends) - room, max(ends) + room)
+            left, right = axes.get_xlim()
+            for row, comparison in enumerate(self.comparisons):
+                low, high = comparison._limits
+                side = max(low, left), min(high, right)
+                axes.barh(row, side[1] - side[0], 0.7, side[0], color="0.88", zorder=0)
+                for end in (low, high):
+                    axes.plot([end] * 2, [row - 0.35, row + 0.35], color="0.3", linewidth=1.2)
+            plots.intervals(axes, rows, **style)
+            rates = sorted({c.measured.false_positive_rate for c in self.comparisons})
+            sure = ", ".join(f"{100 * (1 - rate):.10g} %" for rate in rates)
+            axes.set_xlabel(f"measured, {sure} interval; shaded: as claimed")
+            axes.set_title(f"{self.claim}: {self.status}")
+            if self.not_applicable:
+                axes.set_xlabel(textwrap.fill(self.not_applicable, 60))
+        return axes
 
     def __str__(self) -> str:
         head = f"{self.claim}: {self.status}\n  {self.statement}"

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import processes
@@ -169,6 +170,43 @@ def test_ctrl_c_says_so(run, monkeypatch):
     code, _, err = run("reproduce")
     assert code == 130
     assert err == "mbsim: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sweet-spot", "--by", "floor", "--step-size", "0.1", "--batch-size", "16"),
+        ("table1", "initial_gap=1", "smoothness=1", "sigma=1", "batch_size=8", "steps=9"),
+        ("check-bound", "2*Delta/(eta*T) + 9*L*sigma**2/B", "--problems", "2"),
+    ],
+)
+def test_what_can_be_drawn_is_drawn_to_a_file(run, tmp_path, arguments):
+    picture = tmp_path / "out.svg"
+    code, out, _ = run(*arguments, "--plot", str(picture))
+    assert code == 0
+    assert out
+    assert "<svg" in picture.read_text("utf-8")
+    code, _, err = run(*arguments, "--plot", "out.gif")
+    assert (code, err) == (2, "mbsim: plot='out.gif' must end in .png, .svg or .pdf\n")
+
+
+def test_the_demo_shows_a_case_that_helps_and_one_that_does_not(run):
+    code, out, err = run("demo")
+    assert (code, err) == (0, "")
+    assert "clipping helps." in out
+    assert "clipping does not help." in out
+    assert out.count(" |") == 12
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_the_explorer_is_found_and_opened_only_where_asked(run, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    code, out, err = run("explore", "--path")
+    assert (code, err, opened) == (0, "", [])
+    assert Path(out.strip()).read_text("utf-8").startswith("<!doctype html>")
+    assert run("explore")[0] == 0
+    assert opened == [Path(out.strip()).as_uri()]
 
 
 def test_advice_on_a_file(run, tmp_path):

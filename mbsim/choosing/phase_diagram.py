@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mbsim import plots
 from mbsim._shared.progress import progress
 from mbsim._shared.values import value
 from mbsim.choosing.sweet_spot import sweet_spot
@@ -16,6 +17,7 @@ from mbsim.problems.problem import Problem, check_problem
 
 if TYPE_CHECKING:
     import xarray
+    from matplotlib.axes import Axes
 
 __all__ = ["PhaseDiagram", "phase_diagram"]
 
@@ -43,6 +45,24 @@ class PhaseDiagram:
     def interior(self) -> NDArray[np.bool_]:
         """bool[rows, columns]: where the best b lies strictly between 1 and B."""
         return (self.micro_batch_size > 1) & (self.micro_batch_size < self.batch_size)
+
+    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+        """The best b in a cell for each p and c, dark for small b; "SGD" where b = B.
+
+        Args:
+            ax: where to draw; a new figure unless told.
+            **style: as of :meth:`~matplotlib.axes.Axes.imshow`, such as ``cmap``.
+        """
+        names = {0: "none", self.batch_size: "SGD"}
+        texts = [[names.get(b, f"{b}") for b in row] for row in self.micro_batch_size.tolist()]
+        size = np.log(np.where(self.micro_batch_size, self.micro_batch_size, np.nan))
+        look = {"vmin": 0.0, "vmax": float(np.log(max(self.batch_size, 2))), **style}
+        p, c = ([f"{x:.3g}" for x in axis] for axis in (self.probabilities, self.norm_ratios))
+        with plots.on(ax) as axes:
+            plots.cells(axes, c, p, size, texts, **look)
+            axes.set(xlabel="norm ratio of draggers, c", ylabel="probability of a dragger, p")
+            axes.set_title(f"best micro-batch size b of B = {self.batch_size}, by {self.by}")
+        return axes
 
     def to_xarray(self) -> xarray.Dataset:
         """The diagram as a labelled :class:`xarray.Dataset` (needs xarray: extra ``labels``)."""

@@ -33,14 +33,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, cast
+from dataclasses import field, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
-from mbsim import statistics
+from mbsim import plots, statistics
 from mbsim._shared import tables
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
@@ -58,6 +58,9 @@ from mbsim.problems.problem import Problem, check_problem
 from mbsim.problems.setting import Setting
 from mbsim.simulation.run import Run, run_setting
 from mbsim.verdicts import Answer, Refusal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["CRITERIA", "SweetSpot", "sweet_spot"]
 
@@ -103,6 +106,8 @@ class SweetSpot:
         curve: the value for every divisor b of B; infinite where there is none.
         why_not: for every b without a value, the reason.
         step_sizes: η for every b; empty for the bias.
+        intervals: for means over runs, the 99 % interval of each; empty for numbers that are not
+            random.
         answer: for "final" and "average", the answer in words, with what it is worth; else None.
         continuous: for the bias, where its closed form is stationary if b need not be whole:
             1/ln(1/q) − 1, found by SymPy (if that is below 1, b = 1 is best); else None.
@@ -116,6 +121,7 @@ class SweetSpot:
     curve: dict[int, float]
     why_not: dict[int, str]
     step_sizes: dict[int, float]
+    intervals: dict[int, tuple[float, float]] = field(default_factory=dict)
     answer: Answer | None = None
     continuous: float | None = None
 
@@ -132,9 +138,45 @@ class SweetSpot:
             "answer": self.answer and self.answer.to_dict(),
             **{
                 name: {str(b): content for b, content in getattr(self, name).items()}
-                for name in ("curve", "why_not", "step_sizes")
+                for name in ("curve", "why_not", "step_sizes", "intervals")
             },
         }
+
+    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+        """The curve over b: the best ringed, those tied filled, others hollow, × for no value.
+
+        Means over runs have their 99 % intervals; the other criteria are not random.
+
+        Args:
+            ax: where to draw; a new figure unless told. Criteria drawn on the same Axes get
+                colours and names of their own.
+            **style: properties of the line, such as ``color`` or ``label``.
+        """
+        known = {b: y for b, y in self.curve.items() if b not in self.why_not}
+        low, high = ([self.intervals.get(b, (y, y))[i] for b, y in known.items()] for i in (0, 1))
+        sure = ", 99 % interval" if self.intervals else ""
+        with plots.on(ax) as axes:
+            look = {"label": self.by, **style}
+            interval = (low, high) if self.intervals else None
+            plots.curve(axes, list(known), list(known.values()), interval, **look)
+            colour = axes.lines[-1].get_color() if interval is None else axes.lines[-3].get_color()
+            for b in known.keys() - set(self.tied):
+                axes.plot([b], [known[b]], "o", mfc="white", color=colour, ms=4, zorder=5)
+            if self.micro_batch_size is not None:
+                at = [self.micro_batch_size], [known[self.micro_batch_size]]
+                axes.plot(*at, "o", mfc="none", color=colour, ms=11, gid="best")
+            foot = axes.get_xaxis_transform()
+            none = list(self.why_not)
+            axes.plot(none, [0.02] * len(none), "x", color="0.4", transform=foot, gid="no value")
+            plots.sizes_axis(axes, list(self.curve))
+            if known and min(known.values()) > 0:
+                axes.set_yscale("log")
+            alone = len(axes.get_legend_handles_labels()[1]) < 2
+            axes.set_ylabel(_UNITS[self.by] + sure if alone else "value of each criterion")
+            best = f"best b = {self.micro_batch_size} of B = {self.batch_size}"
+            axes.set_title(f"{best} ({self.reason})" if alone else "")
+            plots.name_lines(axes)
+        return axes
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = []
@@ -279,6 +321,7 @@ def sweet_spot(
         curve={b: _mean(found) for b, found in values.items()},
         why_not={b: found.reason for b, found in values.items() if isinstance(found, Refusal)},
         step_sizes=step_sizes,
+        intervals=_intervals(values),
         continuous=_continuous(problem) if by == "bias" else None,
     )
 
@@ -337,6 +380,7 @@ def _ended(by: str, ends: Ends) -> SweetSpot:
         curve={b: _mean(found) for b, found in values.items()},
         why_not={b: found.reason for b, found in values.items() if isinstance(found, Refusal)},
         step_sizes={b: step_size for b, (step_size, _) in sorted(ends.best.items())},
+        intervals=_intervals(values),
         answer=None if best is None else _answer(by, ends, best, tied, values),
     )
 
@@ -390,6 +434,15 @@ def _why(problem: Problem, best: int, batch: int) -> str:
 
 def _mean(found: Value) -> float:
     return math.inf if isinstance(found, Refusal) else float(np.mean(found))
+
+
+def _intervals(values: Mapping[int, Value]) -> dict[int, tuple[float, float]]:
+    means = {
+        b: statistics.mean(found, false_positive_rate=_RATE)
+        for b, found in values.items()
+        if isinstance(found, np.ndarray)
+    }
+    return {b: (mean.low, mean.high) for b, mean in means.items()}
 
 
 def _best(values: Mapping[int, Value]) -> tuple[int | None, tuple[int, ...], str]:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
+from mbsim import plots
 from mbsim._shared.seeds import seed_sequence
 from mbsim.clipping import Rule, SmallestNorm
 from mbsim.drifts.certificate import Certificate, certify, tuned_step_size
@@ -40,12 +41,22 @@ from mbsim.methods import Method, MicroBatchClipping, check_method
 from mbsim.problems.noise import NoiseLaw
 from mbsim.problems.problem import Problem, check_problem
 from mbsim.problems.setting import Setting
-from mbsim.statistics import Interval
+from mbsim.statistics import Interval, t_quantile
 from mbsim.verdicts import Refusal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["Drift", "DriftValues", "drift", "drifts"]
 
 Array = NDArray[np.float64]
+
+# What a drift draws, and what it is called.
+_QUANTITIES = {
+    "progress": "progress of a step, A(r)",
+    "second_moment": "second moment of a step, M(r)",
+    "gain": "gain of a step, r A − (ηL/2) M",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +99,65 @@ class Drift(Known):
     def second_moment(self, grad_norm: ArrayLike) -> Any:
         """M(r) = E‖u‖²: a float for a number, an array for an array; see :meth:`at`."""
         return _plain(self.at(grad_norm).second_moment)
+
+    def plot(
+        self,
+        ax: Axes | None = None,
+        *,
+        quantity: str = "progress",
+        step_size: float | None = None,
+        grad_norm: ArrayLike | None = None,
+        **style: Any,
+    ) -> Axes:
+        """A(r), M(r) or, with a step size, what a step gains, against the gradient norm r.
+
+        The band is the 99 % interval of a sample with the numerical error; where A and M are exact
+        it has no width. The gain is rA − (ηL/2)M; a dot marks the floor, where it is 0.
+
+        Args:
+            ax: where to draw; a new figure unless told.
+            quantity: "progress", "second_moment" or "gain".
+            step_size: η, for the gain.
+            grad_norm: r, one-dimensional; from 0 to √(2LΔ), the longest gradient at the start,
+                unless told.
+            **style: properties of the line, such as ``color`` or ``label``.
+
+        Raises:
+            InvalidArgument: for another quantity, a gain without a step size, or bad gradient
+                norms.
+        """
+        if quantity not in _QUANTITIES:
+            known = ", ".join(_QUANTITIES)
+            raise InvalidArgument(f"quantity={shown(quantity)} must be one of {known}")
+        if grad_norm is None:
+            far = min(math.sqrt(2 * self.smoothness * self.initial_gap), self.largest_grad_norm)
+            grad_norm = np.linspace(0, far if 0 < far < math.inf else self.noise_size or 1.0, 65)
+        at = self.at(check_array("grad_norm", grad_norm, ndim=1))
+        if quantity == "gain":
+            η = check_number("step_size", step_size, above=0)
+            half = η * self.smoothness / 2
+            y, standard, numerical = at.descent(half)
+        else:
+            y, standard, numerical = (
+                getattr(at, quantity + end) for end in ("", "_standard_error", "_numerical_error")
+            )
+        quantile = [t_quantile(df, 0.005) if math.isfinite(df) else 0.0 for df in at.df]
+        reach = np.array(quantile) * standard + numerical
+        sure = ", 99 % interval" if np.any(standard) else ""
+        with plots.on(ax) as axes:
+            look = {"label": str(self.settings.get("method", "")), **style}
+            plots.curve(axes, at.grad_norm, y, (y - reach, y + reach), band=True, **look)
+            if quantity == "second_moment" and np.all(y > 0):
+                axes.set_yscale("log")
+            else:
+                axes.axhline(0, color="0.3", linewidth=0.8)
+            if quantity == "gain":
+                root = self.floor(step_size=η)
+                if root <= at.grad_norm.max():
+                    axes.plot([root], [0], "o", color=axes.lines[-2].get_color(), gid="floor")
+            axes.set(xlabel="gradient norm r = ‖∇L‖", ylabel=_QUANTITIES[quantity] + sure)
+            plots.name_lines(axes)
+        return axes
 
     def floor(self, *, step_size: float) -> float:
         r"""The level at which a run with this step size stops: the largest root of r A = (ηL/2) M.

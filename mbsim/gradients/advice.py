@@ -15,6 +15,7 @@ Source: the theory page, section 11.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -183,34 +184,37 @@ class Advice:
         title = ". ".join([self.answer.question, self.answer.advice, self.reason, *self._notes()])
         return tables.as_html(self._cells(), head=_HEAD, caption=title)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """The predicted final gradient norm over b with its intervals, a curve for each rule."""
+    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+        """The predicted final gradient norm over b, a curve for each rule.
+
+        Args:
+            ax: where to draw; a new figure unless told.
+            **style: properties of the lines, such as ``linewidth``.
+        """
         from mbsim import plots
 
-        with plots.style():
-            if ax is None:
-                from matplotlib.figure import Figure
-
-                ax = Figure().subplots()
+        with plots.on(ax) as axes:
             for number, rule in enumerate(dict.fromkeys(row.rule for row in self.rows)):
                 rows = [row for row in self.rows if row.rule == rule]
                 levels = self.curve.values()
                 ends = [level.low for level in levels], [level.high for level in levels]
                 plots.curve(
-                    ax,
+                    axes,
                     [row.micro_batch_size for row in rows],
                     [row.final_grad_norm for row in rows],
                     None if number else ends,
-                    number=number,
-                    label=rule,
+                    **{"number": number, "label": rule, **style},
                 )
-            plots.sizes_axis(ax, list(self.curve))
-            ax.set_yscale("log")
-            plots.plain_numbers(ax.yaxis)
-            ax.set_ylabel(f"predicted gradient norm after {self.steps} steps")
-            ax.set_title(self.answer.advice)
-            ax.legend()
-        return ax
+            rate = next(iter(self.curve.values())).false_positive_rate
+            plots.sizes_axis(axes, list(self.curve))
+            axes.set_yscale("log")
+            plots.plain_numbers(axes.yaxis)
+            axes.set_ylabel(
+                f"‖∇L‖ predicted after {self.steps} steps, {100 * (1 - rate):.10g} % interval"
+            )
+            axes.set_title(textwrap.fill(self.answer.advice, 60))
+            plots.name_lines(axes)
+        return axes
 
 
 _HEAD = (

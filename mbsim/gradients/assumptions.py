@@ -12,15 +12,16 @@ their Gram matrix, at most N + 1 coordinates. Source: the theory page, sections 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
-from mbsim import statistics
+from mbsim import plots, statistics
 from mbsim._shared import tables
 from mbsim._shared.arrays import one_blas_thread, ratio
 from mbsim._shared.progress import progress
@@ -31,6 +32,9 @@ from mbsim.gradients.gram import Gram, are_snapshots
 from mbsim.problems.lengths import norms_of
 from mbsim.statistics import Interval
 from mbsim.verdicts import Refusal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["AlongTraining", "DraggerCheck", "Measured", "Parts", "check_assumptions", "parts_of"]
 
@@ -182,6 +186,38 @@ class DraggerCheck:
                 for b, (found, law) in self.norm_ratios.items()
             },
         }
+
+    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+        """Every number with its interval, and in grey what random directions give.
+
+        Norm ratios c(b) of micro-batches stand below, in grey their law in the model.
+
+        Args:
+            ax: where to draw; a new figure unless told.
+            **style: properties of the measured points, such as ``color``.
+        """
+        rows = [(one.what, one.interval, one.null) for one in self.measured]
+        rows += [
+            (f"norm ratio c({b})", found, statistics.exactly(law))
+            for b, (found, law) in self.norm_ratios.items()
+        ]
+        measured, null = (
+            [(name, x.estimate, x.low, x.high) for name, *both in rows for x in both[i : i + 1]]
+            for i in (0, 1)
+        )
+        with plots.on(ax) as axes:
+            grey = {"color": "0.5", "label": "null, or the model's law"}
+            plots.intervals(axes, null, number=1, shift=-0.18, **grey)
+            plots.intervals(axes, measured, shift=0.18, **{"label": "measured", **style})
+            axes.set_xscale("symlog", linthresh=1)
+            axes.axvline(0, color="0.3", linewidth=0.8)
+            rates = {interval.false_positive_rate for _, interval, _ in rows}
+            sure = ", ".join(f"{100 * (1 - rate):.10g} %" for rate in sorted(rates))
+            axes.set(
+                xlabel=f"cosines and ratios, {sure} interval", title=textwrap.fill(self._title, 60)
+            )
+            axes.legend(loc="lower right")
+        return axes
 
     def _rows(self) -> Iterator[tuple[str, str, str, str]]:
         for one in self.measured:

@@ -13,6 +13,7 @@ and fall behind late. And how fast the field shrinks is fitted to the budget.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -219,24 +220,26 @@ class Race:
     def _repr_html_(self) -> str:
         return tables.as_html(self._rows(), head=_HEAD, caption=self.answer.advice)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """The lowest held-out loss of every b against steps, as far as it was raced."""
-        if ax is None:
-            from matplotlib.figure import Figure
+    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+        """The lowest held-out loss of every b against steps, as far as it was raced.
 
-            with plots.style():
-                ax = Figure().subplots()
+        Args:
+            ax: where to draw; a new figure unless told.
+            **style: properties of the lines, such as ``linewidth``.
+        """
         sizes = sorted({one.micro_batch_size for one, _ in self.rungs[0].losses})
-        for number, b in enumerate(sizes):
-            points = [(rung.steps, rung.best(b)) for rung in self.rungs]
-            points = [(steps, loss) for steps, loss in points if math.isfinite(loss)]
-            if points:
-                plots.curve(ax, *zip(*points, strict=True), number=number, label=f"b = {b}")
-        ax.set_xscale("log")
-        ax.set(xlabel="steps", ylabel="held-out loss", title=self.answer.advice)
-        if ax.lines:
-            ax.legend()
-        return ax
+        with plots.on(ax) as axes:
+            for number, b in enumerate(sizes):
+                points = [(rung.steps, rung.best(b)) for rung in self.rungs]
+                points = [(steps, loss) for steps, loss in points if math.isfinite(loss)]
+                if points:
+                    look = {"number": number, "label": f"b = {b}", **style}
+                    plots.curve(axes, *zip(*points, strict=True), **look)
+            axes.set_xscale("log")
+            axes.set(xlabel="steps", ylabel="held-out loss, lowest of each b (no interval)")
+            axes.set_title(textwrap.fill(self.answer.advice, 60))
+            plots.name_lines(axes)
+        return axes
 
 
 _HEAD = ("steps", "raced", "leader", "its loss", "SGD's")

@@ -20,12 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
+from mbsim import plots, statistics
 from mbsim._shared import tables
 from mbsim._shared.arrays import one_blas_thread
 from mbsim._shared.progress import progress
@@ -43,6 +44,9 @@ from mbsim.errors import (
 )
 from mbsim.methods import Method, MicroBatchClipping, check_method
 from mbsim.simulation.run import DIVERGED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = [
     "DraggerGeometry",
@@ -549,6 +553,26 @@ class TunedAccuracy:
             Float64 ``[S]``: same images, same canaries, same mini-batches in both.
         """
         return self.test_accuracy[self._row(size)] - self.test_accuracy[self._row(other)]
+
+    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+        """Mean test accuracy over b, with its 99 % interval over splits where there are several.
+
+        Args:
+            ax: where to draw; a new figure unless told.
+            **style: properties of the line, such as ``color`` or ``label``.
+        """
+        means = self.test_accuracy.mean(axis=1)
+        interval, sure = None, "one split: no interval"
+        if self.test_accuracy.shape[1] > 1:
+            found = [statistics.mean(row, false_positive_rate=0.01) for row in self.test_accuracy]
+            interval, sure = ([x.low for x in found], [x.high for x in found]), "99 % interval"
+        with plots.on(ax) as axes:
+            look = {"label": str(self.rule), **style}
+            plots.curve(axes, self.sizes, means, interval, **look)
+            plots.sizes_axis(axes, self.sizes.tolist())
+            axes.set(ylabel=f"test accuracy, share; {sure}", title=self.warning)
+            plots.name_lines(axes)
+        return axes
 
     def _row(self, size: int) -> int:
         found = np.flatnonzero(self.sizes == size)

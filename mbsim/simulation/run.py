@@ -16,7 +16,7 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
-from mbsim import clipping
+from mbsim import clipping, plots, statistics
 from mbsim._shared import records, tables
 from mbsim._shared.memory import free_memory
 from mbsim._shared.processes import processors
@@ -44,6 +44,7 @@ from mbsim.simulation.reference import Reference
 
 if TYPE_CHECKING:
     import xarray
+    from matplotlib.axes import Axes
 
 __all__ = ["Run", "choose_engine", "draw_updates", "run_setting", "simulate"]
 
@@ -77,6 +78,8 @@ _ARRAYS: dict[str, tuple[type, tuple[str, ...]]] = {
     "stalled_at": (np.int64, ("replicate",)),
 }
 _FORMAT = "mbsim run 2"
+# What is recorded at steps, and its symbol.
+_RECORDED = {"grad_norm_sq": "‖∇L(w_t)‖²", "loss": "loss L(w_t)"}
 
 
 @value
@@ -190,6 +193,42 @@ class Run:
         field: Array = getattr(self, name)
         unit = unit_of(np.abs(field).max(axis=0))
         return field / unit, unit
+
+    def plot(self, ax: Axes | None = None, *, quantity: str = "grad_norm_sq", **style: Any) -> Axes:
+        """The mean over replicates against the step, with its 99 % interval as a band.
+
+        Args:
+            ax: where to draw; a new figure unless told. Runs drawn on the same Axes get colours
+                and names of their own.
+            quantity: "grad_norm_sq" or "loss".
+            **style: properties of the line, such as ``color`` or ``label``.
+
+        Raises:
+            InvalidArgument: for another quantity.
+        """
+        if quantity not in _RECORDED:
+            raise InvalidArgument(
+                f"quantity={shown(quantity)} must be one of {', '.join(_RECORDED)}"
+            )
+        mean, error = self.mean(quantity), self.standard_error(quantity)
+        named, interval = f"mean of {self.replicates} replicates, 99 % interval", None
+        if self.replicates > 1:
+            reach = statistics.t_quantile(self.replicates - 1, 0.005) * error
+            interval = mean - reach, mean + reach
+        else:
+            named = "one replicate, no interval"
+        label = str(self.method)
+        if self.diverged.any():
+            label += f", {self.diverged.sum()} of {self.replicates} diverged"
+        with plots.on(ax) as axes:
+            plots.curve(axes, self.steps, mean, interval, band=True, **{"label": label, **style})
+            axes.set_xscale("symlog", linthresh=1)
+            axes.set_xlim(0, None)
+            if np.nanmin(mean) > 0:
+                axes.set_yscale("log")
+            axes.set(xlabel="step t", ylabel=f"{_RECORDED[quantity]}\n{named}")
+            plots.name_lines(axes)
+        return axes
 
     def to_xarray(self) -> xarray.Dataset:
         """The run as a labelled :class:`xarray.Dataset` (needs xarray, in the extra ``labels``)."""

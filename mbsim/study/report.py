@@ -30,6 +30,7 @@ from mbsim.study import (
     tilted_tables,
 )
 from mbsim.study.claim import Study, examined
+from mbsim.study.page import report_page
 from mbsim.verdicts import Verdict
 
 __all__ = ["CLAIMS", "Report", "draw_report", "expected_statuses", "reproduce"]
@@ -146,7 +147,9 @@ def reproduce(
     rng: int = 0,
     workers: int | None = None,
 ) -> Report:
-    """Run every claim and every control; write the figures and ``report.json`` to `out`.
+    """Run every claim and control; write figures, ``report.json`` and ``report.html`` to `out`.
+
+    The page is whole in itself: every claim opens on its figure, its controls and its call.
 
     Claims run in processes. Files are written when all have ended, and none on Ctrl-C.
 
@@ -189,7 +192,9 @@ def reproduce(
         made_with=_versions(),
         seconds={**seconds, "all": time.perf_counter() - started},
     )
-    _write(folder, {**pictures, "report.json": to_json(report.to_dict()).encode()})
+    plain = to_json(report.to_dict())
+    page = report_page(json.loads(plain), CLAIMS, pictures)
+    _write(folder, {**pictures, "report.json": plain.encode(), "report.html": page.encode()})
     return report
 
 
@@ -201,13 +206,14 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
 
 
 def draw_report(report: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw every figure to `folder` from a report's plain data alone; the paths written."""
+    """Every figure and the page, to `folder`, from a report's plain data alone; the paths."""
     found: dict[str, dict[str, Any]] = {v["claim"]: {"": v["details"]} for v in report["verdicts"]}
     for verdict in report["controls"]:
         found[verdict["claim"]][verdict["without"]] = verdict["details"]
     files = plots.pictures("trajectories", floors.draw_trajectories, report["trajectories"])
     for claim in CLAIMS:
         files |= claim.pictures(found[claim.name])
+    files["report.html"] = report_page(report, CLAIMS, files).encode()
     return _write(folder, files)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import sympy
 from numpy.typing import ArrayLike
 
+from mbsim import plots
 from mbsim._shared import tables
 from mbsim.errors import InvalidArgument
 from mbsim.theory.bound import Bound, tuned_step_size
@@ -25,6 +27,9 @@ from mbsim.theory.theorems import (
     symmetric_bound,
 )
 from mbsim.theory.tilted import tilted_clipping_bound, tilted_sgd_bound
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["Crossover", "Table", "crossover", "table1"]
 
@@ -67,6 +72,49 @@ class Table:
         """
         checked_values("Table 1", self.names, values, partly=True)
         return [_in_numbers(bound, values) for bound in self.rows]
+
+    def plot(self, ax: Axes | None = None, *, values: Mapping[str, float], **style: Any) -> Axes:
+        """The rates: each row's bound at its tuned step size against the number of steps T.
+
+        Thin where the tuned step is longer than the theorem allows. Rows that lack a quantity are
+        left out. A bound has no interval: it is a number.
+
+        Args:
+            ax: where to draw; a new figure unless told.
+            values: quantities by code name, as :meth:`evaluate` takes them; ``steps`` may be an
+                array, and is 10² to 10⁸ unless given.
+            **style: properties of the lines, such as ``linewidth``.
+
+        Raises:
+            InvalidArgument: as :meth:`evaluate`; and if no row has all its quantities.
+
+        >>> from matplotlib.figure import Figure
+        >>> ax = table1().plot(Figure().subplots(),
+        ...     values=dict(initial_gap=1, smoothness=1, sigma=1, batch_size=64))
+        >>> [line.get_label() for line in ax.lines if line.get_label()[0] != "_"]
+        ['SGD without draggers']
+        """
+        steps = np.asarray(values.get("steps", np.geomspace(1e2, 1e8, 200)), dtype=float)
+        known: dict[str, ArrayLike] = {**values, "steps": steps}
+        rows = [row for row in self.evaluate(**known)
+                if row["tuned_bound"] is not None]  # fmt: skip
+        if not rows or steps.ndim != 1:
+            wanted = ", ".join(name for name in self.rows[0].tuned.names if name != "steps")
+            raise InvalidArgument(
+                f"values={', '.join(values) or 'none'} must give at least {wanted}, and steps, "
+                "if given, a one-dimensional array"
+            )
+        with plots.on(ax) as axes:
+            for number, row in enumerate(rows):
+                bound = np.broadcast_to(row["tuned_bound"], steps.shape)
+                look = {"number": number, "band": True, **style}
+                allowed = np.where(row["tuned_holds"], bound, np.nan)
+                plots.curve(axes, steps, bound, **{**look, "linewidth": 0.6, "label": None})
+                plots.curve(axes, steps, allowed, label=row["method"], **look)
+            axes.set(xscale="log", yscale="log", xlabel="steps T, step size tuned for T")
+            axes.set_ylabel("bound on the average of E‖∇L‖²")
+            plots.name_lines(axes)
+        return axes
 
     def latex(self) -> str:
         """The table as a LaTeX array, abbreviations kept (see :attr:`definitions`)."""

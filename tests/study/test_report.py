@@ -12,6 +12,7 @@ import mbsim
 from mbsim._shared.records import to_json
 from mbsim.study.claim import Claim, Study
 from mbsim.study.floors import BIAS_NEEDS_SKEW, BIAS_STAYS, SWEET_SPOT
+from mbsim.study.page import report_page
 from mbsim.study.rates import CLIPPING_AHEAD_EARLY
 from mbsim.study.report import CLAIMS, draw_report, expected_statuses, reproduce
 
@@ -56,6 +57,7 @@ def test_figures_are_pictures_and_the_report_is_json(reproduced):
         *(f"{name}.png" for name in names),
         *(f"{name}.svg" for name in names),
         "report.json",
+        "report.html",
     }
     for name in names:
         header = (folder / f"{name}.png").read_bytes()[:24]
@@ -97,10 +99,13 @@ def test_the_number_of_workers_changes_no_byte(reproduced, tmp_path, monkeypatch
     )
     assert (tmp_path / "report.json").read_text("utf-8") == to_json(chosen.to_dict())
     assert [what for what, _ in alone.controls] == ["no draggers", "skewed noise"]
-    pictures = {path.name for path in tmp_path.iterdir()} - {"report.json"}
+    pictures = {path.name for path in tmp_path.iterdir()} - {"report.json", "report.html"}
     assert pictures == {
         f"{x}.{form}" for x in ("horizon", "trajectories") for form in ("png", "svg")
     }
+    drawn = {path.name: path.read_bytes() for path in folder.iterdir()}
+    page = report_page(json.loads(to_json(chosen.to_dict())), tuple(few.values()), drawn)
+    assert (tmp_path / "report.html").read_text("utf-8") == page
     for name in pictures:
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
 
