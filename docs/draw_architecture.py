@@ -108,7 +108,8 @@ STARTS, TURNS, NEARLY = 60, 100, 50
 
 def label(room: str) -> list[str]:
     """The name of a room, and its modules in lines of some 30 characters."""
-    inside = [name.split(".")[2] for name in modules(PACKAGE) if name.startswith(f"mbsim.{room}.")]
+    every = (name.split(".")[2:3] for name in modules(PACKAGE) if name.startswith(f"mbsim.{room}."))
+    inside = list(dict.fromkeys(name for (name,) in every))
     lines = [f"{room}/" if inside else room]
     for name in inside:
         if len(lines) == 1 or len(lines[-1]) + len(name) > 30:

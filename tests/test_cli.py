@@ -229,7 +229,7 @@ def test_advice_on_a_file(run, tmp_path):
     assert "SGD by construction" in err
     assert err.count("\n") == 1
     code, out, err = run("advise", file, file, *known, "--target", target)
-    assert "last of 2 snapshots" in out
+    assert "each of 2 snapshots" in out
 
 
 @pytest.mark.parametrize(

@@ -537,9 +537,11 @@ def _values_of(quantity: Any) -> SearchStrategy[Any]:
         return _VALUES[quantity.name]
     if quantity.whole:
         return st.integers(1, 64)
+    least = 1 / 64 if quantity.above is not None else 0.0
+    if quantity.below is not None:
+        return st.floats(least, quantity.below, exclude_max=True, allow_subnormal=False)
     if quantity.maximum is None:
         return st.floats(1 / 64, 64)
-    least = 1 / 64 if quantity.above is not None else 0.0
     return st.floats(least, quantity.maximum, allow_subnormal=False)
 
 
