@@ -21,19 +21,15 @@ from __future__ import annotations
 
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
 from statistics import median
 
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from mbsim import clipping
-from mbsim.extra.torch import MicroBatchClipper, clipped_backward
+from mbsim.study.torch_memory import WAYS, gradient_bytes, network, peak_bytes, per_example
 
 B = 64
 
@@ -70,12 +66,6 @@ class Transformer(nn.Module):
         return self.head(self.blocks(self.words(x) + self.places(places)))
 
 
-def network() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
-    )
-
-
 def convolutions() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(), nn.MaxPool2d(2),
@@ -91,77 +81,6 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, torch.Tensor]]] = 
         Transformer(), torch.randint(64, (B, 48)), torch.randint(64, (B, 48)),
     ),
     "conv net": lambda: (convolutions(), torch.randn(B, 3, 32, 32), torch.randint(10, (B,))),
-}  # fmt: skip
-
-
-def per_example(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    losses = functional.cross_entropy(output.flatten(0, -2), y.flatten(), reduction="none")
-    return losses.view(len(y), -1).mean(1)
-
-
-# ---------------------------------------------------------------------------- the ways
-
-
-def plain(model, x, y, b):  # noqa: ARG001
-    per_example(model(x), y).mean().backward()
-
-
-def parts(model, x, y, b):
-    for i in range(0, len(x), b):
-        yield per_example(model(x[i : i + b]), y[i : i + b]).mean()
-
-
-def accumulation(model, x, y, b):
-    for loss in parts(model, x, y, b):
-        (loss * b / len(x)).backward()
-
-
-def clipper(model, x, y, b, two_passes=False):
-    clip = MicroBatchClipper(
-        model.parameters(), rule=clipping.QuantileNorm(0.5) if two_passes else None
-    )
-    for step in [clip.measure, clip.add] if two_passes else [clip.add]:
-        for loss in parts(model, x, y, b):
-            loss.backward()
-            step(weight=b)
-    clip.finish()
-
-
-def two_passes(model, x, y, b):
-    clipper(model, x, y, b, two_passes=True)
-
-
-def stored(model, x, y, b):
-    params = [*model.parameters()]
-    rows = [torch.autograd.grad(loss, params) for loss in parts(model, x, y, b)]
-    norms = [sum(one.square().sum() for one in row).sqrt() for row in rows]
-    for i, p in enumerate(params):
-        p.grad = torch.zeros_like(p)
-        for row, norm in zip(rows, norms, strict=True):
-            p.grad.add_(row[i], alpha=float(min(norms) / norm / len(rows)))
-
-
-def with_vmap(model, x, y, b):
-    fixed = {name: p.detach() for name, p in model.named_parameters()}
-
-    def loss(values, x, y):
-        return per_example(functional_call(model, values, x), y).mean()
-
-    m = len(x) // b
-    rows = vmap(grad(loss), (None, 0, 0))(fixed, x.unflatten(0, (m, b)), y.unflatten(0, (m, b)))
-    norms = sum(torch.linalg.vector_norm(one.flatten(1), dim=1) ** 2 for one in rows.values())
-    factors = (norms.min() / norms).sqrt() / m
-    for name, p in model.named_parameters():
-        p.grad = torch.tensordot(factors, rows[name], 1)
-
-
-def one_pass(model, x, y, b):
-    clipped_backward(per_example(model(x), y), model, micro_batch_size=b)
-
-
-WAYS = {
-    "plain": plain, "accumulation": accumulation, "clipper": clipper, "two passes": two_passes,
-    "stored": stored, "vmap": with_vmap, "clipped_backward": one_pass,
 }  # fmt: skip
 
 
@@ -199,59 +118,12 @@ def ratios(way, model, x, y, b, turns):
         step(model, x, y, b)
         return time.process_time() - start
 
-    for step in (plain, way):
+    for step in (WAYS["plain"], way):
         seconds(step)
-    return median(seconds(way) / seconds(plain) for _ in range(turns))
+    return median(seconds(way) / seconds(WAYS["plain"]) for _ in range(turns))
 
 
 # ---------------------------------------------------------------------------- memory
-
-
-class Counted(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make, while they are alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: dict[int, object] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **kwargs or {})
-        given = {s._cdata for s in _storages((args, kwargs or {}))}
-        for storage in _storages(found):
-            if storage._cdata not in self.known and storage._cdata not in given:
-                self._count(storage)
-        return found
-
-    def _count(self, storage):
-        size, key = storage.nbytes(), storage._cdata
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-        def gone(_, self=self, size=size, key=key):
-            self.now -= size
-            self.known.pop(key, None)
-
-        self.known[key] = weakref.ref(storage, gone)
-
-
-def _storages(tree):
-    if isinstance(tree, torch.Tensor):
-        yield tree.untyped_storage()
-    elif isinstance(tree, (tuple, list)):
-        for one in tree:
-            yield from _storages(one)
-    elif isinstance(tree, dict):
-        yield from _storages(tuple(tree.values()))
-
-
-def peak_bytes(way, model, x, y, b) -> int:
-    """The most bytes of tensors at once, in a step after a first one."""
-    for _ in range(2):  # the first time looks at the layers
-        model.zero_grad(set_to_none=True)
-        with Counted() as counted:
-            way(model, x, y, b)
-    return counted.peak
 
 
 @contextmanager
@@ -266,8 +138,7 @@ def memory(sizes=(1, 2, 8, 32, 64)):
     for name, make in MODELS.items():
         torch.manual_seed(0)
         model, x, y = make()
-        gradient = sum(p.numel() * p.element_size() for p in model.parameters())
-        base = peak_bytes(plain, model, x, y, B)
+        gradient, base = gradient_bytes(model), peak_bytes(WAYS["plain"], model, x, y, B)
         print(f"\n{name}: a gradient is {gradient / 1e6:.2f} MB, a plain step {base / 1e6:.2f} MB")
         print("| MB |" + "".join(f" b = {b} |" for b in sizes))
         for way, step in WAYS.items():

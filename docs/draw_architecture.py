@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "mbsim"
 ROOMS = [
     "errors", "_shared", "compiled", "clipping", "methods", "plots", "statistics", "verdicts",
     "problems", "simulation", "drifts", "theory", "gradients", "choosing", "checking", "sweeps",
-    "study", "testing", "extra", "cli", "__main__",
+    "testing", "extra", "study", "cli", "__main__",
 ]  # fmt: skip
 # What checks must not depend on what is checked: these never import each other.
 STRANGERS = {"simulation", "drifts", "theory"}

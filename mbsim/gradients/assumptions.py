@@ -420,7 +420,6 @@ _WHAT = {
     "norm_spread": "coefficient of variation of draggers' lengths",
     "skewness": "skewness of the benign along their mean",
 }
-_OF_LENGTHS = ("norm_ratio", "norm_spread")
 
 
 def _mask(is_dragger: ArrayLike, examples: int) -> Flags:
@@ -480,9 +479,17 @@ def _numbers(benign: Array, draggers: Array, spans: dict[str, Array]) -> dict[st
         **{
             name: float(np.square(draggers @ axes.T).sum() / energy) for name, axes in spans.items()
         },
-        "norm_ratio": math.sqrt(energy / count / np.square(benign).sum(axis=1).mean()),
-        "norm_spread": float(lengths.std() / lengths.mean()),
+        **_of_lengths(lengths, norms_of(benign)),
         "skewness": _skewness(parts.noise_along),
+    }
+
+
+def _of_lengths(draggers: Array, benign: Array) -> dict[str, float]:
+    """What lengths alone say."""
+    squares = [float(np.square(lengths).mean()) for lengths in (draggers, benign)]
+    return {
+        "norm_ratio": math.sqrt(squares[0] / squares[1]),
+        "norm_spread": float(draggers.std() / draggers.mean()),
     }
 
 
@@ -496,7 +503,7 @@ def _nulls(
     vectors: Array, mask: Flags, spans: dict[str, Array], seed: SeedSequence
 ) -> list[dict[str, float]]:
     """The numbers for random directions in the place of draggers, and for shuffled lengths."""
-    benign, count = vectors[~mask], int(mask.sum())
+    benign, count, lengths = vectors[~mask], int(mask.sum()), norms_of(vectors)
     spread = np.sqrt(np.square(vectors).mean(axis=0))  # principal directions are uncorrelated
     mean = benign.mean(axis=0)
     along = ratio((benign - mean) @ mean, norms_of(mean[None]))
@@ -505,12 +512,10 @@ def _nulls(
         rng = stream(seed, "null", number)
         random = spread * rng.standard_normal((count, spread.size))
         shuffled = rng.permutation(mask)
-        lengths = _numbers(vectors[~shuffled], vectors[shuffled], {})
-        one = _numbers(benign, random, spans)
         signs = rng.choice([-1.0, 1.0], size=along.size)
         found.append(
-            one
-            | {name: lengths[name] for name in _OF_LENGTHS}
+            _numbers(benign, random, spans)
+            | _of_lengths(lengths[shuffled], lengths[~shuffled])
             | {"skewness": _skewness(signs * along)}
         )
     return found

@@ -32,6 +32,7 @@ import itertools
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -128,6 +129,8 @@ class Claim:
         figure: the name of the file that `draw` is for.
         draw: ``draw(figure, details)`` draws the details of the claim, ``details[""]``, and of
             controls, which are under their names.
+        needs: an extra of this package, named as the package it brings, without which the claim
+            is not applicable.
         seconds: about how long it takes, with its controls: the longest are begun first.
     """
 
@@ -138,7 +141,15 @@ class Claim:
     controls: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     figure: str = ""
     draw: Callable[[Figure, Details], None] | None = None
+    needs: str = ""
     seconds: float = 1.0
+
+    @property
+    def missing(self) -> str:
+        """What has to be installed for it, in words; empty if nothing."""
+        if not self.needs or find_spec(self.needs):
+            return ""
+        return f"needs {self.needs}: pip install 'microbatch-clipping[{self.needs}]'"
 
     def verdict(self, study: Study, *, control: str = "") -> Verdict:
         """What comes of the claim, or of one of its controls.
@@ -151,18 +162,17 @@ class Claim:
             raise InvalidArgument(
                 f"control={shown(control)} must be a control of {self.name}: {known}"
             )
+        about: dict[str, Any] = {"claim": self.name, "statement": self.statement, "seed": study.rng}
+        if self.missing:
+            return Verdict(**about, comparisons=(), not_applicable=self.missing)
         comparisons, details = self.run(study, **(self.controls[control] if control else {}))
-        return Verdict(
-            claim=self.name,
-            statement=self.statement,
-            comparisons=tuple(comparisons),
-            seed=study.rng,
-            details=details,
-        )
+        return Verdict(**about, comparisons=tuple(comparisons), details=details)
 
     def pictures(self, details: Details) -> dict[str, bytes]:
-        """Its figure as PNG and SVG, by file name; nothing where none shows it."""
-        return plots.pictures(self.figure, self.draw, details) if self.draw else {}
+        """Its figure as PNG and SVG, by file name; nothing where none shows it or it is missing."""
+        if self.draw is None or not details[""]:
+            return {}
+        return plots.pictures(self.figure, self.draw, details)
 
 
 def examined(claim: Claim, study: Study, tell: Callable[[float], None]) -> Examined:
