@@ -417,7 +417,7 @@ def _why(problem: Problem, best: int, batch: int) -> str:
     if p and c > 1:
         speaks.append(f"draggers make {share:.0%} of the variance of an example's gradient")
     if p and draggers.tilt < 0:
-        speaks.append("they pull against the gradient, which stops SGD above 0")
+        speaks.append(_stopped(problem))
     if not (facts.unimodal or facts.independent):
         against.append("noise that is skewed along the gradient biases clipping at small b")
     if p and draggers.tilt > 0:
@@ -430,6 +430,23 @@ def _why(problem: Problem, best: int, batch: int) -> str:
     return "; ".join(speaks or ["noise alone makes micro-batches of different length"]) + "".join(
         inside
     )
+
+
+def _stopped(problem: Problem) -> str:
+    """What draggers that are tilted against the gradient do to SGD."""
+    from mbsim.theory import tilted_level
+
+    draggers, level = problem.draggers, tilted_level("SGD")
+    known = {
+        "sigma": problem.noise.sigma,
+        "probability": draggers.probability,
+        "norm_ratio": draggers.norm_ratio,
+        "tilt_against": -draggers.tilt,
+    }
+    if not level.holds(**known):
+        return "they pull harder than the others at every gradient norm, so that SGD never descends"
+    stops = f"{level.evaluate(**known):.3g}"
+    return f"they pull against the gradient, which stops SGD at a norm of {stops}"
 
 
 def _mean(found: Value) -> float:

@@ -434,3 +434,20 @@ def test_measured_gradients_have_a_drift_like_any_other(measured, by):
 def test_what_measured_gradients_cannot_be_asked(measured, settings, words):
     with pytest.raises(mbsim.InvalidArgument, match=words):
         mbsim.sweet_spot(measured, **{"batch_size": 8} | settings)
+
+
+@pytest.mark.parametrize(("probability", "descends"), [(0.1, True), (0.45, False)])
+def test_the_reason_says_where_tilted_draggers_stop_sgd(probability, descends):
+    """The level of Theorem 7 in words, and the same by the exact drift with a short step."""
+    problem = mbsim.Problem(
+        loss=mbsim.losses.Quadratic(np.ones(8)),
+        noise=mbsim.noise.Gaussian(sigma=1.0),
+        draggers=mbsim.Draggers(probability=probability, norm_ratio=3.0, tilt=-0.4),
+        benign_dim=4,
+        start=np.ones(8),
+    )
+    found = mbsim.sweet_spot(problem, batch_size=8, steps=50, replicates=8).answer.reason
+    floor = mbsim.drift(problem, mbsim.SGD(), batch_size=8).floor(step_size=1e-6)
+    assert np.isfinite(floor) == descends
+    said = f"stops SGD at a norm of {floor:.3g}" if descends else "SGD never descends"
+    assert said in found
