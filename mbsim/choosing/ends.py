@@ -37,6 +37,8 @@ _LOOK, _FEWEST, _MOST = 2**17, 8, 512
 _GRID = np.exp2(np.arange(-2, 29) / 2)
 # Gradient norms of the guess, in units of the start's: each four times the one before.
 _NORMS = np.exp2(np.arange(-16.0, 3.0, 2.0))
+# The guess is content with this error of A and M, and ends so far below what noise leaves.
+_ROUGH, _BELOW = 0.05, 8.0
 # A step size is looked for within so many factors of two of where it began.
 _REACH = 8
 # A level that falls by less than this in a factor of two is flat; so far above the best is far.
@@ -54,10 +56,13 @@ def guesses(problem: Problem, batch: int, steps: int, seed: SeedSequence) -> dic
     if r0 == 0:
         return {}
     norms = r0 * _NORMS
+    # Noise leaves σ/√(BT): nobody comes far below that, where the sign of A is hard to find.
+    left = problem.noise.sigma / math.sqrt(batch * steps)
+    norms = norms[min(int(np.searchsorted(norms, left / _BELOW)), norms.size - 2) :]
     for b in divisors(batch):
         try:
             one = drift(problem, MicroBatchClipping(b), batch_size=batch, rng=seed)
-            values = one.at(norms, relative_error=0.01)
+            values = one.at(norms, relative_error=_ROUGH)
         except InvalidArgument:
             continue
         rates = np.ascontiguousarray(values.progress / norms)
