@@ -12,6 +12,7 @@ from numpy.random import Generator, SeedSequence
 from mbsim._shared.seeds import seed_sequence
 from mbsim.errors import InvalidArgument, check_integer, check_number, shown
 from mbsim.methods import Method
+from mbsim.problems.finite import FiniteProblem
 from mbsim.problems.problem import Problem
 from mbsim.simulation import run
 from mbsim.simulation.run import Run
@@ -56,7 +57,7 @@ def step_size_for(
 
 
 def simulate(
-    problem: Problem | MeasuredProblem,
+    problem: Problem | FiniteProblem | MeasuredProblem,
     method: Method,
     *,
     batch_size: int,
@@ -71,9 +72,10 @@ def simulate(
     """Run w ← w − η u from the problem's start, in independent replicates; η may be tuned.
 
     Args:
-        problem: what is optimised, and with which noise and draggers; or a
-            :class:`mbsim.MeasuredProblem`, of which :mod:`mbsim.gradients.replay` says what is run
-            (`engine` and `threads` mean nothing there).
+        problem: what is optimised, and with which noise and draggers; or examples that come back,
+            a :class:`mbsim.FiniteProblem` (for a number η); or a :class:`mbsim.MeasuredProblem`,
+            of which :mod:`mbsim.gradients.replay` says what is run (`engine` and `threads` mean
+            nothing there).
         method: how a mini-batch becomes an update u; :class:`~mbsim.SGD` or
             :class:`~mbsim.MicroBatchClipping`.
         batch_size: B, examples per step.
@@ -108,7 +110,12 @@ def simulate(
     if isinstance(step_size, str):
         rng = seed_sequence(rng)
         step_size = step_size_for(
-            problem, method, batch_size=batch_size, step_size=step_size, steps=steps, rng=rng
+            problem,  # type: ignore[arg-type]  # what has no drift is refused there
+            method,
+            batch_size=batch_size,
+            step_size=step_size,
+            steps=steps,
+            rng=rng,
         )
     if not isinstance(problem, Problem):
         from mbsim.gradients import measured, replay
