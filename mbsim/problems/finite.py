@@ -93,7 +93,8 @@ class FiniteProblem:
             )
         if not isinstance(self.micro_batches, str) or self.micro_batches not in ARRANGEMENTS:
             raise InvalidArgument(
-                f"micro_batches={shown(self.micro_batches)} must be one of {', '.join(ARRANGEMENTS)}"
+                f"micro_batches={shown(self.micro_batches)} must be one of "
+                f"{', '.join(ARRANGEMENTS)}"
             )
         domains = np.zeros(count, np.int64) if self.domains is None else self.domains
         alone = self.micro_batches == "mixed"
@@ -246,7 +247,8 @@ def check_domains(domains: Any, count: int, *, least: int = 2) -> Integers:
     sizes = np.bincount(found.astype(np.int64))
     if not sizes.all():
         raise InvalidArgument(
-            f"domains must be 0 to {sizes.size - 1}, each with an example; {sizes.argmin()} has none"
+            f"domains must be 0 to {sizes.size - 1}, each with an example; {sizes.argmin()} has "
+            "none"
         )
     if sizes.size < least:
         raise InvalidArgument(f"domains has the one domain 0 and must have at least {least}")
@@ -292,7 +294,7 @@ def arranged(
             rule = f"a multiple of b={b}" if alone else f"a multiple of m={micro_batches}"
             raise InvalidArgument(
                 f"domains: {number} has {batch_size * rows.size / count:g} of the {batch_size} "
-                f"examples of a batch, and must have {rule} with micro-batches {micro_batches_are}"
+                f"examples of a batch, which must be {rule} with micro-batches {micro_batches_are}"
             )
 
     def draw(width: int, rng: Generator) -> Integers:

@@ -90,8 +90,8 @@ class Run:
     Arrays have one row per replicate; recorded arrays one column per entry of `steps`.
 
     Attributes:
-        problem: the :class:`~mbsim.Problem` or :class:`~mbsim.FiniteProblem` (None in a loaded run whose problem held classes that
-            are not mbsim's own; `provenance` describes it).
+        problem: the :class:`~mbsim.Problem` or :class:`~mbsim.FiniteProblem` (None in a loaded run
+            whose problem held classes that are not mbsim's own; `provenance` describes it).
         method: the method (None likewise).
         batch_size: B.
         step_size: η.
@@ -564,7 +564,7 @@ def draw_updates(
 class _Plan:
     """Checked arguments of one simulation, and what follows from them."""
 
-    problem: Problem | FiniteProblem
+    problem: Any  # of either kind
     rule: Rule
     batch_size: int
     micro_batches: int
@@ -759,7 +759,8 @@ def _divergence_gap(problem: Problem | FiniteProblem) -> float:
     that come back have their losses at the start to go by.
     """
     if isinstance(problem, FiniteProblem):
-        return float(DIVERGED * (problem.gradients(problem.start) ** 2).sum(axis=1).max() or 1.0)
+        squares = problem.curvatures * np.square(problem.start - problem.centres)
+        return DIVERGED * (float(squares.sum(axis=1).max()) / 2 or 1.0)
     c, sigma = np.float64(problem.draggers.norm_ratio), np.float64(problem.noise.sigma)
     gap, noise_gap = problem.initial_gap, sigma**2 / (2 * problem.smoothness)
     if gap < noise_gap / 1000:
