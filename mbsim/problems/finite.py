@@ -325,10 +325,14 @@ class FiniteDraws:
     ) -> None:
         self.problem, self.width, self.rng = problem, width, rng
         self._draw = problem.draws(batch_size, m)
+        self._alike = bool((problem.curvatures == problem.curvatures[0]).all())
 
     def at(self, gradient: Array, w: Array) -> tuple[Array, NDArray[np.bool_]]:  # noqa: ARG002
         """X_j at w ``[width, d]``: ``[width, m, d]``; and which examples are draggers."""
         rows = self._draw(self.width, self.rng)
-        found = w[:, None, None, :] - self.problem.centres[rows]
-        found *= self.problem.curvatures[rows]
-        return found.mean(axis=2), self.problem.is_dragger[rows.reshape(self.width, -1)]
+        centres, curvatures = self.problem.centres, self.problem.curvatures
+        if self._alike:  # means of centres are then all that is needed
+            means = curvatures[0] * (w[:, None, :] - centres[rows].mean(axis=2))
+        else:
+            means = (curvatures[rows] * (w[:, None, None, :] - centres[rows])).mean(axis=2)
+        return means, self.problem.is_dragger[rows.reshape(self.width, -1)]
