@@ -20,7 +20,7 @@ from mbsim.methods import SGD, Method, MicroBatchClipping
 from mbsim.problems.finite import FiniteProblem, arranged
 from mbsim.simulation.run import simulate
 from mbsim.study import tables
-from mbsim.study.claim import BATCH, RATE, Array, Claim, Details, Found, Study, draw_curves, points
+from mbsim.study.claim import BATCH, RATE, Array, Claim, Details, Found, Study
 from mbsim.study.descents import Data, Integers, descend, losses, parts
 from mbsim.verdicts import Comparison
 
@@ -258,35 +258,35 @@ def _hurts(study: Study, shuffled: bool = False, apart: float = _APART) -> Found
 
 
 def _curves(study: Study) -> dict[str, Any]:
-    """Test losses of both domains against b, by way, with intervals over splits."""
+    """By domain, way and b: test losses over SGD's, of each split."""
     sizes = [1, 8] if study.quick else [1, 4, 8, 16]
     found = {b: study.once(_compared, INVERTED, b, tuple(_NAMES)) for b in sizes}
-    curves: dict[str, Any] = {}
-    for number, domain in enumerate(("inverted", "as they are")):
-        curves[domain] = {
-            way: points(
-                [b for b in sizes if way in found[b]],
-                [found[b][way][:, number] for b in sizes if way in found[b]],
-            )
-            for way in ("SGD", *_NAMES)
+    return {
+        domain: {
+            way: {str(b): np.exp(_over(found[b], way, "SGD", number)).tolist() for b in sizes}
+            for way in _NAMES
         }
-    return curves
+        for number, domain in enumerate(("a quarter, inverted", "three quarters, as they are"))
+    }
 
 
 def _draw(figure: Figure, details: Details) -> None:
-    """Each domain's test loss against b; SGD as a line."""
+    """Each domain's test loss over SGD's against b: geometric means, and every split as a dot."""
     figure.set_size_inches(7.6, 3.5)
-    panels = figure.subplots(1, 2)
-    shares = {"inverted": "a quarter of the images", "as they are": "three quarters"}
-    for axes, (domain, curves) in zip(panels, details[""]["curves"].items(), strict=True):
-        draw_curves(axes, {_NAMES[way]: rows for way, rows in curves.items() if way in _NAMES})
-        level = curves["SGD"][0]["y"]
-        axes.axhline(level, color="0.3", linewidth=1, label="SGD")
-        plots.sizes_axis(axes, [int(p["x"]) for p in curves["mixed"]])
-        axes.set_xlabel("micro-batch size b, of B = 64")
-        axes.set(yscale="log", title=f"Digits {domain}: {shares[domain]}")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (domain, ways) in zip(panels, details[""]["curves"].items(), strict=True):
+        for number, (way, by_size) in enumerate(ways.items()):
+            sizes = [int(b) for b in by_size]
+            for b, ratios in by_size.items():
+                place = [int(b) * 1.06 ** (number - 1)] * len(ratios)
+                axes.plot(place, ratios, ".", color=plots.COLOURS[number], alpha=0.3, ms=4)
+            means = [float(np.exp(np.log(ratios).mean())) for ratios in by_size.values()]
+            plots.curve(axes, sizes, means, number=number, label=_NAMES[way])
+        axes.axhline(1, color="0.3", linewidth=1)
+        plots.sizes_axis(axes, sizes)
+        axes.set(yscale="log", xlabel="micro-batch size b, of B = 64", title=f"Digits: {domain}")
         plots.plain_numbers(axes.yaxis)
-    panels[0].set_ylabel("test loss of this domain")
+    panels[0].set_ylabel("test loss over SGD's")
     panels[1].legend(fontsize=7.5)
 
 
