@@ -40,8 +40,8 @@ class FiniteProblem:
 
     A mini-batch is B different examples, drawn anew at each step. "mixed": from all of them, in
     random order. "by domain": as many of each domain as its share of the N, and each micro-batch of
-    one domain, in ascending order of domains. "stratified": as many of each domain in every
-    micro-batch.
+    one domain, in ascending order of domains (a single one, as SGD has it, of all). "stratified":
+    as many of each domain in every micro-batch.
 
     Args:
         centres: a_i, ``[N, d]``.
@@ -288,7 +288,7 @@ def arranged(
     if micro_batches_are == "mixed":
         return lambda width, rng: _some(count, batch_size, width, rng).reshape(width, -1, b)
     members = [np.flatnonzero(domains == d) for d in range(int(domains.max()) + 1)]
-    alone = micro_batches_are == "by domain"
+    alone = micro_batches_are == "by domain" and micro_batches > 1
     for number, rows in enumerate(members):
         if batch_size * rows.size % (count * (b if alone else micro_batches)):
             rule = f"a multiple of b={b}" if alone else f"a multiple of m={micro_batches}"

@@ -183,7 +183,8 @@ def _changes(study: Study, right: bool = False, exchanged: bool = False) -> Foun
         return math.log(record["ratios"][-1] / record["ratios"][0])
 
     simulated, problem = study.once(_simulated), persistent_draggers()
-    level = _SHARE * norms_of(problem.centres[problem.is_dragger].mean(axis=0)[None])[0]
+    away = problem.centres[problem.is_dragger].sum(axis=0) / problem.examples
+    level = float(np.linalg.norm(away))
     ends = {name: np.sqrt(end) / level for name, (_, end) in simulated.items()}
     comparisons = [
         mean("log of c at the end over c after 20 steps", risen, "above", 0.0),
@@ -205,7 +206,7 @@ def _changes(study: Study, right: bool = False, exchanged: bool = False) -> Foun
         ),
     ]
     paths = {name: path for name, (path, _) in simulated.items()}
-    return comparisons, {"tables": found, "paths": paths, "level": float(level)}
+    return comparisons, {"tables": found, "paths": paths, "level": level}
 
 
 def _draw(figure: Figure, details: Details) -> None:
