@@ -23,6 +23,8 @@ from mbsim.study import (
     advisers,
     bounds_hold,
     digits,
+    domains,
+    finite_data,
     floors,
     rates,
     sweet_spots,
@@ -52,6 +54,10 @@ CLAIMS = (
     tilted_tables.TILT_ON_TABLES,
     tilted_tables.SWEET_SPOT_ON_TABLES,
     tilted_tables.STALL,
+    domains.MULTI_DOMAIN_HURTS,
+    domains.DOMAIN_REMEDY,
+    domains.ON_TABLES,
+    finite_data.HELPFULNESS_CHANGES,
 )
 
 
