@@ -16,6 +16,7 @@ from numpy.random import SeedSequence
 from mbsim import plots, statistics
 from mbsim._shared.seeds import stream
 from mbsim.clipping import NoClipping, Rule, SmallestNorm, WithinGroups
+from mbsim.errors import InvalidArgument, shown
 from mbsim.methods import SGD, Method, MicroBatchClipping
 from mbsim.problems.finite import FiniteProblem, arranged
 from mbsim.simulation.run import simulate
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "DOMAIN_REMEDY", "INVERTED", "MULTI_DOMAIN_HURTS", "ON_TABLES", "TABLES", "WAYS", "domain_data",
-    "trained", "two_domains",
+    "DOMAIN_REMEDY", "HALF", "INVERTED", "MULTI_DOMAIN_HURTS", "ON_TABLES", "TABLES", "WAYS",
+    "domain_data", "trained", "two_domains",
 ]  # fmt: skip
 
-INVERTED = "digits, a quarter inverted"
+INVERTED, HALF = "digits, a quarter inverted", "digits, half inverted"
 # Two classes against the rest. Trials were made on satimage, segment, vehicle and on other splits
 # of the digits; these tables were not among them.
 TABLES = (
@@ -56,24 +57,30 @@ def domain_data(name: str, *, contamination: str = "clean", rng: SeedSequence) -
 
     Args:
         name: one of :func:`mbsim.study.tables.tables` with three classes or more, of which the
-            first two are domain 0; or ``INVERTED``: digits through 64 random features (a linear
-            model alone cannot tell an image from its negative), with domain 1 inverted.
+            first two are domain 0; or ``INVERTED`` or ``HALF``: digits through 64 random features
+            (a linear model alone cannot tell an image from its negative), domain 1 inverted.
         contamination: as of :func:`~mbsim.study.descents.parts`.
         rng: the seed.
 
     >>> data = domain_data("vowel", rng=SeedSequence(0))
     >>> np.bincount(data.train.domains).tolist()
-    [80, 304]
+    [64, 448]
     """
     draw = stream(rng, "domains")
-    if name == INVERTED:
+    if name in (INVERTED, HALF):
         images, labels = tables.load("digits")
-        domains = (draw.random(len(labels)) < 0.3).astype(np.int64)
+        share = 2 if name == INVERTED else 4
+        domains = (draw.random(len(labels)) < share / 8).astype(np.int64)
         images = np.where(domains[:, None] == 1, 16 - images, images) / 8 - 1
         wiring = draw.standard_normal((images.shape[1], _FEATURES)) / 8
-        inputs, share = np.maximum(0, images @ wiring + draw.uniform(-1, 1, _FEATURES)), 2
+        inputs = np.maximum(0, images @ wiring + draw.uniform(-1, 1, _FEATURES))
     else:
         inputs, labels = tables.load(name)
+        if labels.max() < 2:
+            raise InvalidArgument(
+                f"name={shown(name)} has {int(labels.max()) + 1} classes and must have three: two "
+                "against the rest"
+            )
         domains = (labels > 1).astype(np.int64)
         share = min(max(round(8 * domains.mean()), 1), 7)
     shares = np.array([8 - share, share]) / 8
@@ -134,7 +141,8 @@ def _rule(kind: str, groups: Integers) -> Rule:
 
 # ------------------------------------------------------------------------------ what is measured
 
-# Losses of a way: of the longer domain, of the other, and their mean; ``[splits, 3]``.
+# Losses of a way: of the longer domain, of the other, and their mean; then accuracies of the same:
+# ``[splits, 6]``.
 Losses = dict[str, Array]
 
 
@@ -157,10 +165,13 @@ def _compared(
         longer = int(plain["validation"].argmax())
         for way in ("SGD", *ways):
             one = plain if way == "SGD" else trained(data, way, b=b, domains=domains, rng=seed)
-            test = one["test"]
-            mean = float(test @ shares / shares.sum())
-            rows.setdefault(way, []).append(np.array([test[longer], test[1 - longer], mean]))
+            rows.setdefault(way, []).append(_row(one, longer, shares / shares.sum()))
     return {way: np.array(each) for way, each in rows.items()}
+
+
+def _row(one: dict[str, Any], longer: int, shares: Array) -> Array:
+    order = [longer, 1 - longer]
+    return np.array([x for a in (one["test"], one["accuracy"]) for x in (*a[order], a @ shares)])
 
 
 def _drawn(study: Study, name: str, split: int) -> Data:
@@ -252,6 +263,7 @@ def _hurts(study: Study, shuffled: bool = False, apart: float = _APART) -> Found
     what = "digits: log of the longer domain's loss over SGD's, b = 8"
     comparisons.append(_digits(what, logs, "above", 1.2))
     details: dict[str, Any] = {"simulated": {k: v.mean(axis=0).tolist() for k, v in ends.items()}}
+    details["digits"] = {way: rows.mean(axis=0).tolist() for way, rows in found.items()}
     if not shuffled and apart == _APART:
         details["curves"] = study.once(_curves)
     return comparisons, details
