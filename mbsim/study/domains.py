@@ -322,7 +322,7 @@ MULTI_DOMAIN_HURTS = Claim(
     },
     figure="domains",
     draw=_draw,
-    seconds=7,
+    seconds=6,
 )
 
 
@@ -409,5 +409,5 @@ ON_TABLES = Claim(
     source="ours: theory page, section 13; the tables are KEEL's",
     run=_on_tables,
     controls={"domains shuffled": {"shuffled": True}},
-    seconds=4,
+    seconds=2,
 )
