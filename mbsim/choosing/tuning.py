@@ -35,7 +35,7 @@ def check_step_size(step_size: Any) -> float | str:
 
 
 def step_size_for(
-    problem: Problem | MeasuredProblem,
+    problem: Problem | FiniteProblem | MeasuredProblem,
     method: Method,
     *,
     batch_size: int,
@@ -53,7 +53,8 @@ def step_size_for(
     steps = check_integer("steps", steps, minimum=1)
     from mbsim.drifts.drift import drift  # not needed, and not light, for a number
 
-    return drift(problem, method, batch_size=batch_size, rng=rng).tuned_step_size(steps=steps)
+    one: Any = problem  # what has no drift is refused
+    return drift(one, method, batch_size=batch_size, rng=rng).tuned_step_size(steps=steps)
 
 
 def simulate(
@@ -110,12 +111,7 @@ def simulate(
     if isinstance(step_size, str):
         rng = seed_sequence(rng)
         step_size = step_size_for(
-            problem,  # type: ignore[arg-type]  # what has no drift is refused there
-            method,
-            batch_size=batch_size,
-            step_size=step_size,
-            steps=steps,
-            rng=rng,
+            problem, method, batch_size=batch_size, step_size=step_size, steps=steps, rng=rng
         )
     if not isinstance(problem, Problem):
         from mbsim.gradients import measured, replay

@@ -21,7 +21,14 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim._shared.values import set_field, value
-from mbsim.errors import InvalidArgument, as_numbers, check_array, check_finite, shown
+from mbsim.errors import (
+    InvalidArgument,
+    as_numbers,
+    check_array,
+    check_divides,
+    check_finite,
+    shown,
+)
 from mbsim.problems.losses import Quadratic
 from mbsim.problems.problem import Problem, check_problem
 
@@ -165,8 +172,16 @@ class FiniteProblem:
         """The domain of each micro-batch where they are made "by domain".
 
         It is what :class:`mbsim.clipping.WithinGroups` takes.
+
+        Raises:
+            InvalidArgument: where they are not, and for sizes that do not fit.
         """
-        rows = self.draws(batch_size, batch_size // micro_batch_size)(1, np.random.default_rng(0))
+        if self.micro_batches != "by domain":
+            raise InvalidArgument(
+                f"micro_batches={shown(self.micro_batches)} must be 'by domain' to have groups"
+            )
+        draw = self.draws(batch_size, check_divides(micro_batch_size, batch_size))
+        rows = draw(1, np.random.default_rng(0))
         return tuple(self.domains[rows[0, :, 0]].tolist())
 
     def draws(self, batch_size: int, micro_batches: int) -> Draws:

@@ -75,6 +75,8 @@ class Reference:
             InvalidArgument: if one step of one replicate is too large for the memory allowed.
         """
         numbers = batch_size * problem.dimension
+        if isinstance(problem, FiniteProblem):
+            numbers += problem.examples  # of which a batch is drawn
         if numbers > _MOST_NUMBERS:
             raise InvalidArgument(
                 f"batch_size={batch_size} with dimension {problem.dimension} needs {numbers:,} "

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, stats
 
 import mbsim
 from mbsim import SGD, FiniteProblem, InvalidArgument, MicroBatchClipping, clipping
@@ -126,6 +126,13 @@ def test_runs_are_saved_and_repeat_to_the_bit(tmp_path):
     assert "48 that come back, 7 of them draggers" in str(problem)
 
 
+def test_methods_are_compared_on_the_same_examples():
+    methods = [SGD(), MicroBatchClipping(4), MicroBatchClipping(16)]
+    both = mbsim.compare(some(), methods, **SETTINGS)
+    assert both.paired
+    np.testing.assert_array_equal(both.runs[0].loss, both.runs[2].loss)
+
+
 def test_a_step_size_that_is_too_large_diverges():
     run = mbsim.simulate(some(), SGD(), **SETTINGS | {"step_size": 5.0})
     assert run.diverged.all()
@@ -209,6 +216,15 @@ def test_equal_shares_rest_between_the_optima():
     assert abs(x - 2).min() > 0.3  # it is not SGD's
 
 
+@pytest.mark.parametrize(("b", "rest"), [(2, 0.0), (4, 1.0), (8, 1.0), (16, 1.0)])
+def test_proposition_19_mixed_micro_batches_rest_at_the_median_of_their_mix(b, rest):
+    problem = at_domains([[0.0, 0.0], [4.0, 0.0]], (0.75, 0.25), "mixed")
+    assert stats.hypergeom.median(64, 16, b) / b * 4 == rest  # drawn without replacement
+    method = MicroBatchClipping(b, rule=clipping.UnitNorm(0.0))
+    ends = last(problem, method, batch_size=32, step_size=0.02, steps=800)[:, 0]
+    assert ends == pytest.approx(rest, abs=0.25)  # unit steps wander
+
+
 @pytest.mark.parametrize(
     ("how", "even"), [("stratified", None), ("by domain", False), ("by domain", True)]
 )
@@ -263,6 +279,9 @@ BAD = [
     ("batch_size", "at most the 48", lambda: last(some(), SGD(), batch_size=64)),
     ("domains", "multiple of b=4", lambda: drawn("by domain")),
     ("domains", "multiple of m=4", lambda: drawn("stratified")),
+    ("micro_batches", "to have groups", lambda: some().groups(16, 4)),
+    ("micro_batch_size", "must divide", lambda: at_domains(
+        [[0.0], [1.0]], (0.5, 0.5), "by domain").groups(16, 5)),
     ("engine", "come back", lambda: last(some(), SGD(), engine="exact_law")),
     ("problem", "mbsim.Problem", lambda: last(some(), SGD(), step_size="tuned")),
     ("problem", "mbsim.Problem", lambda: mbsim.drift(some(), SGD(), batch_size=16)),
