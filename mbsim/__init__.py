@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mbsim.problems import losses as losses
     from mbsim.problems import noise as noise
     from mbsim.problems.draggers import Draggers as Draggers
+    from mbsim.problems.finite import FiniteProblem as FiniteProblem
     from mbsim.problems.problem import Problem as Problem
     from mbsim.simulation.run import Run as Run
     from mbsim.simulation.run import draw_updates as draw_updates
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Draggers": "mbsim.problems.draggers",
     "Drift": "mbsim.drifts.drift",
+    "FiniteProblem": "mbsim.problems.finite",
     "Gram": "mbsim.gradients.gram",
     "Grid": "mbsim.sweeps.grid",
     "InvalidArgument": "mbsim.errors",

@@ -7,7 +7,15 @@ import pytest
 from test_clipping import RULES, plain_factor, plain_update
 
 from mbsim import InvalidArgument
-from mbsim.clipping import FixedNorm, QuantileNorm, SmallestNorm, TrimmedNorm, apply, update
+from mbsim.clipping import (
+    FixedNorm,
+    QuantileNorm,
+    SmallestNorm,
+    TrimmedNorm,
+    WithinGroups,
+    apply,
+    update,
+)
 
 RNG = np.random.default_rng(0)
 EXAMPLES = RNG.standard_normal((12, 5)) * np.exp(RNG.uniform(-2, 2, (12, 1)))
@@ -96,6 +104,26 @@ def test_blocks_are_one_gradient(name, kind, spacing, rule):
     flat = np.append(numbers(found["layer"]["weight"]), numbers(found["rest"][0][0]))
     plain = np.array(plain_update(x.astype(float).tolist(), 3, rule))
     np.testing.assert_allclose(flat, plain, rtol=0, atol=spacing * np.abs(plain).max())
+
+
+@EVERY
+@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_threshold_for_each_group_in_plain_loops(name, kind, spacing, rule, even):
+    array, numbers = library(name, kind)
+    given, groups = array(EXAMPLES), (1, 0, 1, 2, 0, 1)
+    means = numbers(given).astype(float).reshape(6, 2, 5).mean(axis=1)
+    norms = [math.sqrt(math.fsum(x * x for x in mean)) for mean in means.tolist()]
+    factors = np.zeros(6)
+    for group in (0, 1, 2):
+        own = [i for i in range(6) if groups[i] == group]
+        part = [plain_factor(rule, norms[i], [norms[j] for j in own]) for i in own]
+        factors[own] = np.array(part) * (len(own) / math.fsum(part) if even else 1)
+    plain = factors @ means / 6
+    found = update(given, 2, WithinGroups(groups=groups, rule=rule, even=even))
+    assert type(found) is type(given)
+    assert found.dtype == given.dtype
+    np.testing.assert_allclose(numbers(found), plain, rtol=0, atol=spacing * np.abs(plain).max())
 
 
 def test_a_list_of_gradients_is_rows_and_a_list_of_blocks_is_a_tree():

@@ -15,7 +15,8 @@ from mbsim._shared.values import value
 from mbsim.choosing.tuning import step_size_for
 from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.methods import Method
-from mbsim.problems.problem import Problem, check_problem
+from mbsim.problems.finite import FiniteProblem, check_any_problem
+from mbsim.problems.problem import Problem
 from mbsim.simulation.run import Run, choose_engine, simulate
 from mbsim.statistics import Interval
 
@@ -84,7 +85,7 @@ class MethodComparison:
 
 
 def compare(
-    problem: Problem,
+    problem: Problem | FiniteProblem,
     methods: Sequence[Method],
     *,
     batch_size: int,
@@ -103,7 +104,7 @@ def compare(
     gets a stream of its own, and differences are those of independent samples.
 
     Args:
-        problem: the problem.
+        problem: the problem, also a :class:`~mbsim.FiniteProblem`.
         methods: at least two.
         batch_size: B.
         step_size: η, the same for every method; or "tuned", for each its own.
@@ -126,7 +127,7 @@ def compare(
     >>> both.paired, both.difference().high < 0          # clipping is ahead here
     (True, True)
     """
-    check_problem(problem)
+    check_any_problem(problem)
     if not isinstance(methods, Sequence) or len(methods) < 2:
         raise InvalidArgument(f"methods={shown(methods)} must be a list of at least two methods")
     check_integer("replicates", replicates, minimum=2)

@@ -12,6 +12,7 @@ from numpy.random import Generator, SeedSequence
 from mbsim._shared.seeds import seed_sequence
 from mbsim.errors import InvalidArgument, check_integer, check_number, shown
 from mbsim.methods import Method
+from mbsim.problems.finite import FiniteProblem
 from mbsim.problems.problem import Problem
 from mbsim.simulation import run
 from mbsim.simulation.run import Run
@@ -34,7 +35,7 @@ def check_step_size(step_size: Any) -> float | str:
 
 
 def step_size_for(
-    problem: Problem | MeasuredProblem,
+    problem: Problem | FiniteProblem | MeasuredProblem,
     method: Method,
     *,
     batch_size: int,
@@ -52,11 +53,12 @@ def step_size_for(
     steps = check_integer("steps", steps, minimum=1)
     from mbsim.drifts.drift import drift  # not needed, and not light, for a number
 
-    return drift(problem, method, batch_size=batch_size, rng=rng).tuned_step_size(steps=steps)
+    one: Any = problem  # what has no drift is refused
+    return drift(one, method, batch_size=batch_size, rng=rng).tuned_step_size(steps=steps)
 
 
 def simulate(
-    problem: Problem | MeasuredProblem,
+    problem: Problem | FiniteProblem | MeasuredProblem,
     method: Method,
     *,
     batch_size: int,
@@ -71,9 +73,10 @@ def simulate(
     """Run w ← w − η u from the problem's start, in independent replicates; η may be tuned.
 
     Args:
-        problem: what is optimised, and with which noise and draggers; or a
-            :class:`mbsim.MeasuredProblem`, of which :mod:`mbsim.gradients.replay` says what is run
-            (`engine` and `threads` mean nothing there).
+        problem: what is optimised, and with which noise and draggers; or examples that come back,
+            a :class:`mbsim.FiniteProblem` (for a number η); or a :class:`mbsim.MeasuredProblem`,
+            of which :mod:`mbsim.gradients.replay` says what is run (`engine` and `threads` mean
+            nothing there).
         method: how a mini-batch becomes an update u; :class:`~mbsim.SGD` or
             :class:`~mbsim.MicroBatchClipping`.
         batch_size: B, examples per step.

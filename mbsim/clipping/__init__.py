@@ -24,6 +24,7 @@ from mbsim.clipping.rules import (
     SmallestNorm,
     TrimmedNorm,
     UnitNorm,
+    WithinGroups,
 )
 from mbsim.clipping.rules import check_rule_argument as check_rule_argument
 from mbsim.clipping.rules import looks_at_own_norm as looks_at_own_norm
@@ -37,6 +38,7 @@ __all__ = [
     "SmallestNorm",
     "TrimmedNorm",
     "UnitNorm",
+    "WithinGroups",
     "apply",
     "update",
 ]

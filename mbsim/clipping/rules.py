@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from mbsim._shared.values import declared, set_field
 from mbsim.compiled.twins import Twin
-from mbsim.errors import InvalidArgument, check_number, shown
+from mbsim.errors import InvalidArgument, as_numbers, check_number, shown
 
 __all__ = [
     "FixedNorm",
@@ -20,6 +20,7 @@ __all__ = [
     "SmallestNorm",
     "TrimmedNorm",
     "UnitNorm",
+    "WithinGroups",
 ]
 
 # An array of floats: NumPy's, PyTorch's, JAX's, or another's that keeps to the array API.
@@ -266,6 +267,63 @@ class UnitNorm:
         from mbsim.compiled import rules
 
         return rules.unit, np.array([self.epsilon])
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithinGroups:
+    """A rule applied to some groups of the micro-batches, each by itself: a threshold per group.
+
+    Groups are domains: a domain with long gradients is then not held back by one with short ones.
+
+    Args:
+        groups: the group of each micro-batch of a step, in their order: m integers.
+        rule: the clipping rule; the smallest norm unless told.
+        even: whether each group's factors are then scaled to a mean of 1, so that no group loses
+            weight against another, or against SGD (a group that stands still does).
+
+    Source: the theory page, section 13.
+
+    >>> norms = np.array([1.0, 2.0, 10.0, 40.0])
+    >>> WithinGroups(groups=(0, 0, 1, 1)).factors(norms)
+    array([1.  , 0.5 , 1.  , 0.25])
+    >>> WithinGroups(groups=(0, 0, 1, 1), even=True).factors(norms)
+    array([1.33333333, 0.66666667, 1.6       , 0.4       ])
+    """
+
+    groups: tuple[int, ...]
+    rule: Rule = field(default_factory=SmallestNorm)
+    even: bool = False
+
+    def __post_init__(self) -> None:
+        found = as_numbers("groups", self.groups)
+        if found.ndim != 1 or found.dtype.kind not in "iu":
+            raise InvalidArgument(
+                f"groups={shown(self.groups)} must be integers, one for each micro-batch"
+            )
+        set_field(self, "groups", tuple(found.tolist()))
+        check_rule_argument(self.rule)
+        if not isinstance(self.even, bool):
+            raise InvalidArgument(f"even={shown(self.even)} must be True or False")
+
+    def factors(self, norms: Floats) -> Floats:
+        """Those of the rule in each group."""
+        xp, m = namespace(norms), len(self.groups)
+        if norms.shape[-1] != m:
+            raise InvalidArgument(
+                f"groups={shown(self.groups)} must be one for each of {norms.shape[-1]} "
+                "micro-batches"
+            )
+        groups, parts = np.array(self.groups), []
+        order = np.argsort(groups, kind="stable")
+        for group in np.unique(groups):
+            places = xp.asarray(np.flatnonzero(groups == group))
+            part = self.rule.factors(xp.take(norms, places, axis=-1))
+            if self.even:
+                mean = xp.mean(part, axis=-1, keepdims=True)
+                part = _share(part, mean, mean > 0, 0.0)
+            parts.append(part)
+        found: Floats = xp.take(xp.concat(parts, axis=-1), xp.asarray(np.argsort(order)), axis=-1)
+        return found
 
 
 def check_rule_argument(rule: object) -> Rule:

@@ -44,8 +44,8 @@ class VectorDraws:
         self._across = np.empty((width, batch_size, problem.benign_dim - 1))
         self._means = np.empty((width, m, problem.dimension))
 
-    def at(self, gradient: Array) -> tuple[Array, NDArray[np.bool_]]:
-        """One step at ∇L(w) of each replicate, ``[width, d]``.
+    def at(self, gradient: Array, w: Array | None = None) -> tuple[Array, NDArray[np.bool_]]:  # noqa: ARG002
+        """One step at ∇L(w) of each replicate, ``[width, d]``; w itself does not matter.
 
         Returns:
             X_j, ``[width, m, d]``, in memory that the next step uses again; and which of the

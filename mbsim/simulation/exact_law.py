@@ -26,6 +26,7 @@ from mbsim._shared.seeds import states, stream
 from mbsim.clipping import NoClipping, Rule
 from mbsim.compiled.twins import Twin, twin_of
 from mbsim.errors import InvalidArgument
+from mbsim.problems.finite import FiniteProblem
 from mbsim.problems.micro_batches import draw_rows, numbers_of, table_of
 from mbsim.problems.noise import NoiseLaw
 from mbsim.problems.problem import Problem
@@ -76,8 +77,13 @@ class ExactLaw:
         self.state, self.law = states(rng, 1), twin_of("noise", problem.noise)
 
     @classmethod
-    def why_not(cls, problem: Problem) -> str | None:
+    def why_not(cls, problem: Problem | FiniteProblem) -> str | None:
         """Why this engine does not apply to `problem`; None where it does."""
+        if isinstance(problem, FiniteProblem):
+            return (
+                f"the same {problem.examples} examples come back, and this engine draws the law of "
+                "new ones; take engine='reference'"
+            )
         if isinstance(problem.noise, NoiseLaw):
             return None
         return (
@@ -107,11 +113,12 @@ class ExactLaw:
         width = cls.lane_width(problem, batch_size, micro_batches)
         return 32 * width * _numbers_per_step(problem, micro_batches)
 
-    def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_]]:
+    def update(self, gradient: Array, w: Array | None = None) -> tuple[Array, NDArray[np.bool_]]:  # noqa: ARG002
         """One update for each replicate, and which of them stand still because ρ = 0.
 
         Args:
             gradient: ∇L(w) of each replicate, ``[width, d]``.
+            w: where it is, which does not matter.
         """
         from mbsim.compiled import lanes, step
 

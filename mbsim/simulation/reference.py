@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mbsim.clipping import Rule
 from mbsim.errors import InvalidArgument
+from mbsim.problems.finite import FiniteDraws, FiniteProblem
 from mbsim.problems.lengths import norms_of
 from mbsim.problems.problem import Problem
 from mbsim.problems.vectors import VectorDraws
@@ -33,7 +34,7 @@ class Reference:
     """Draws updates for one lane of replicates, from one stream.
 
     Args:
-        problem: any problem.
+        problem: any problem, also one whose examples come back.
         rule: the clipping rule.
         batch_size: B.
         micro_batches: m.
@@ -41,30 +42,41 @@ class Reference:
     """
 
     def __init__(
-        self, problem: Problem, rule: Rule, batch_size: int, micro_batches: int, rng: Generator
+        self,
+        problem: Problem | FiniteProblem,
+        rule: Rule,
+        batch_size: int,
+        micro_batches: int,
+        rng: Generator,
     ) -> None:
         self.rule, self.width = rule, self.lane_width(problem, batch_size, micro_batches)
-        self.draws = VectorDraws(
-            problem=problem,
-            batch_size=batch_size,
-            m=micro_batches,
-            width=self.width,
-            rng=rng,
+        sizes = {"batch_size": batch_size, "m": micro_batches, "width": self.width}
+        self.draws: FiniteDraws | VectorDraws = (
+            FiniteDraws(problem=problem, rng=rng, **sizes)
+            if isinstance(problem, FiniteProblem)
+            else VectorDraws(problem=problem, rng=rng, **sizes)
         )
 
     @classmethod
-    def why_not(cls, problem: Problem) -> str | None:  # noqa: ARG003
+    def why_not(cls, problem: Problem | FiniteProblem) -> str | None:  # noqa: ARG003
         """Why this engine does not apply to `problem`: it always does."""
         return None
 
     @classmethod
-    def lane_width(cls, problem: Problem, batch_size: int, micro_batches: int) -> int:  # noqa: ARG003
+    def lane_width(
+        cls,
+        problem: Problem | FiniteProblem,
+        batch_size: int,
+        micro_batches: int,  # noqa: ARG003
+    ) -> int:
         """How many replicates share one stream: 64, or fewer where a single step is very large.
 
         Raises:
             InvalidArgument: if one step of one replicate is too large for the memory allowed.
         """
         numbers = batch_size * problem.dimension
+        if isinstance(problem, FiniteProblem):
+            numbers += problem.examples  # of which a batch is drawn
         if numbers > _MOST_NUMBERS:
             raise InvalidArgument(
                 f"batch_size={batch_size} with dimension {problem.dimension} needs {numbers:,} "
@@ -74,18 +86,21 @@ class Reference:
         return max(1, min(64, _LANE_NUMBERS // numbers))
 
     @classmethod
-    def block_bytes(cls, problem: Problem, batch_size: int, micro_batches: int) -> int:
+    def block_bytes(
+        cls, problem: Problem | FiniteProblem, batch_size: int, micro_batches: int
+    ) -> int:
         """About how much memory one thread needs: measured, 3.5 times the examples of a step."""
         width = cls.lane_width(problem, batch_size, micro_batches)
         return 28 * width * batch_size * problem.dimension
 
-    def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_]]:
+    def update(self, gradient: Array, w: Array) -> tuple[Array, NDArray[np.bool_]]:
         """One update for each replicate, and which of them stand still because ρ = 0.
 
         Args:
             gradient: ∇L(w) of each replicate, ``[width, d]``.
+            w: where it is, ``[width, d]``: all that examples that come back look at.
         """
-        micro_batches, _ = self.draws.at(gradient)
+        micro_batches, _ = self.draws.at(gradient, w)
         norms = norms_of(micro_batches)
         factors = self.rule.factors(norms)
         update: Array = np.einsum("rj,rji->ri", factors, micro_batches) / factors.shape[-1]

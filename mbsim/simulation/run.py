@@ -35,6 +35,7 @@ from mbsim.errors import (
 )
 from mbsim.methods import SGD, Method, MicroBatchClipping, check_method
 from mbsim.problems import draggers, losses, noise
+from mbsim.problems.finite import FiniteProblem, check_any_problem
 from mbsim.problems.lengths import unit_of
 from mbsim.problems.losses import Held
 from mbsim.problems.problem import Problem, check_problem
@@ -59,7 +60,7 @@ records.register(
         for name in room.__all__
         if is_dataclass(getattr(room, name))
     ),
-    *(SGD, MicroBatchClipping, draggers.Draggers, Problem),
+    *(SGD, MicroBatchClipping, draggers.Draggers, Problem, FiniteProblem),
 )
 
 # The version of the law that numbers are drawn from: another one when a seed gives other numbers.
@@ -89,8 +90,8 @@ class Run:
     Arrays have one row per replicate; recorded arrays one column per entry of `steps`.
 
     Attributes:
-        problem: the :class:`~mbsim.Problem` (None in a loaded run whose problem held classes that
-            are not mbsim's own; `provenance` describes it).
+        problem: the :class:`~mbsim.Problem` or :class:`~mbsim.FiniteProblem` (None in a loaded run
+            whose problem held classes that are not mbsim's own; `provenance` describes it).
         method: the method (None likewise).
         batch_size: B.
         step_size: η.
@@ -120,7 +121,7 @@ class Run:
     ((101,), np.False_)
     """
 
-    problem: Problem | None
+    problem: Problem | FiniteProblem | None
     method: Method | None
     batch_size: int
     step_size: float
@@ -304,7 +305,7 @@ def _from_file(plain: dict[str, Any], arrays: dict[str, Any]) -> Run:
     if not isinstance(engine, str) or engine not in known:
         raise InvalidArgument(f"engine={shown(engine)} must be one of {', '.join(known)}")
     if problem is not None:
-        choose_engine(check_problem(problem), engine)
+        choose_engine(check_any_problem(problem), engine)
     if method is not None:
         check_method(method).micro_batches(plain["batch_size"])
     entropy, key = seed if isinstance(seed, list) and len(seed) == 2 else (None, None)
@@ -372,7 +373,7 @@ def _check_numbers(run: Run) -> None:
 # ---------------------------------------------------------------------------- checks
 
 
-def choose_engine(problem: Problem, engine: str = "auto") -> str:
+def choose_engine(problem: Problem | FiniteProblem, engine: str = "auto") -> str:
     """The engine that serves `problem`: "exact_law" wherever it applies, unless told otherwise.
 
     Raises:
@@ -396,7 +397,7 @@ def choose_engine(problem: Problem, engine: str = "auto") -> str:
 
 
 def simulate(
-    problem: Problem,
+    problem: Problem | FiniteProblem,
     method: Method,
     *,
     batch_size: int,
@@ -412,7 +413,8 @@ def simulate(
     r"""Run w ← w − η u for `steps` steps from the problem's start, in independent replicates.
 
     Args:
-        problem: what is optimised, and with which noise and draggers.
+        problem: what is optimised, and with which noise and draggers; or with which examples, a
+            :class:`~mbsim.FiniteProblem`, which the reference engine alone serves.
         method: how a mini-batch becomes an update u; :class:`~mbsim.SGD` or
             :class:`~mbsim.MicroBatchClipping`.
         batch_size: B, examples per step.
@@ -562,7 +564,7 @@ def draw_updates(
 class _Plan:
     """Checked arguments of one simulation, and what follows from them."""
 
-    problem: Problem
+    problem: Any  # of either kind
     rule: Rule
     batch_size: int
     micro_batches: int
@@ -575,7 +577,7 @@ class _Plan:
     first_lane: int = 0
 
     @property
-    def sizes(self) -> tuple[Problem, int, int]:
+    def sizes(self) -> tuple[Any, int, int]:
         """What decides how much one step needs."""
         return self.problem, self.batch_size, self.micro_batches
 
@@ -614,9 +616,11 @@ def _plan(
     steps: Any = 1,
     record_every: Any = 1,
 ) -> _Plan:
-    problem, method = check_problem(problem), check_method(method)
+    problem, method = check_any_problem(problem), check_method(method)
     batch_size = check_integer("batch_size", batch_size, minimum=1)
     micro_batches = method.micro_batches(batch_size)
+    if isinstance(problem, FiniteProblem):
+        problem.draws(batch_size, micro_batches)  # which is refused where it cannot be
     steps = check_integer("steps", steps, minimum=1)
     every = check_integer("record_every", record_every, minimum=1)
     replicates = check_integer("replicates", replicates, minimum=1)
@@ -737,7 +741,7 @@ def _run_lane(
         if step == plan.steps or stop.is_set():
             break
         total += grad_norm_sq
-        update, stalled = engine.update(gradient)
+        update, stalled = engine.update(gradient, w)
         update *= plan.step_size
         w -= update
         stalled_at[stalled & (stalled_at < 0)] = step
@@ -748,11 +752,15 @@ def _run_lane(
     out["stalled_at"][here] = stalled_at[:kept]
 
 
-def _divergence_gap(problem: Problem) -> float:
+def _divergence_gap(problem: Problem | FiniteProblem) -> float:
     """10⁶ times the start's gap; from next to the minimum, 10⁶ times what noise alone can make.
 
-    A start's gap far below that of the noise is nothing to go by: every run exceeds it.
+    A start's gap far below that of the noise is nothing to go by: every run exceeds it. Examples
+    that come back have their losses at the start to go by.
     """
+    if isinstance(problem, FiniteProblem):
+        squares = problem.curvatures * np.square(problem.start - problem.centres)
+        return DIVERGED * (float(squares.sum(axis=1).max()) / 2 or 1.0)
     c, sigma = np.float64(problem.draggers.norm_ratio), np.float64(problem.noise.sigma)
     gap, noise_gap = problem.initial_gap, sigma**2 / (2 * problem.smoothness)
     if gap < noise_gap / 1000:

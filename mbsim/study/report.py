@@ -23,6 +23,8 @@ from mbsim.study import (
     advisers,
     bounds_hold,
     digits,
+    domains,
+    finite_data,
     floors,
     memory,
     rates,
@@ -57,6 +59,10 @@ CLAIMS = (
     real_draggers.ASSUMPTION_4_4,
     real_draggers.NORM_RATIO_FALLS,
     memory.MEMORY,
+    domains.MULTI_DOMAIN_HURTS,
+    domains.DOMAIN_REMEDY,
+    domains.ON_TABLES,
+    finite_data.HELPFULNESS_CHANGES,
 )
 
 

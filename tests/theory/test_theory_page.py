@@ -152,7 +152,7 @@ NUMBERS = r"((?:(?:(?:sections?|and|to|,)\s*)*\d+(?:\.\d)?\b,?\s*)+)"
 
 def test_every_section_that_the_package_refers_to_exists(page):
     text, found = sections(page), 0
-    assert [number for number in text if number.isdigit()] == [str(i) for i in range(1, 13)]
+    assert [number for number in text if number.isdigit()] == [str(i) for i in range(1, 14)]
     for path in sorted((ROOT / "mbsim").rglob("*.py")):
         plain = re.sub(r"\s+#? *", " ", path.read_text("utf-8"))
         for mention in re.findall(rf"theory page, {NUMBERS}", plain):
@@ -205,7 +205,7 @@ def numbers_after(text, words):
 def test_every_fact_is_measured_here(page):
     code = Path(__file__).read_text("utf-8")
     names = re.findall(r"<!-- fact: (\w+) -->", page)
-    assert len(names) == len(set(names)) == 11
+    assert len(names) == len(set(names)) == 12
     for name in names:
         assert f'fact(page, "{name}")' in code
 
@@ -463,6 +463,23 @@ def test_fact_tilted_margins(page):
     text = fact(page, "tilted_margins")
     assert text.startswith(f"Random problems, {test_tilted.PROBLEMS} of them")
     assert text.endswith(f"are {test_tilted.margins()}.")
+
+
+def test_fact_mixed_domains(page):
+    text, sizes, share = fact(page, "mixed_domains"), (1, 2, 4, 8, 16, 32), 0.3
+    medians = [stats.binom.median(b, share) / b for b in sizes]
+    assert numbers_after(text, "the median is ") == [float(f"{x:.2f}") for x in medians]
+    ends = []
+    for b in sizes:
+        rng, z = np.random.default_rng(b), np.full(100, 0.5)
+        z += 0.01 * rng.standard_normal(z.size)
+        for _ in range(2500):
+            apart = z[:, None] - rng.binomial(b, share, (z.size, 64 // b)) / b
+            z -= 0.08 * np.abs(apart).min(axis=1) * np.sign(apart).mean(axis=1)
+        ends.append(z.mean())
+    # The end wanders by its own deviation over √100: a hundredth covers that and the rounding.
+    np.testing.assert_allclose(ends, numbers_after(text, "ends at "), atol=0.01)
+    assert all(abs(x - share) <= math.log(2) / b for x, b in zip(medians, sizes, strict=True))
 
 
 def test_fact_stalling(page):
