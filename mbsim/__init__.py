@@ -99,7 +99,9 @@ def __getattr__(name: str) -> Any:
     elif name in _MODULES:
         found = import_module(_MODULES[name])
     else:
-        raise AttributeError(f"module 'mbsim' has no attribute {name!r}")
+        from mbsim._shared.meant import no_such_name
+
+        raise no_such_name("mbsim", name)
     globals()[name] = found
     return found
 

@@ -9,6 +9,7 @@ from numpy.random import Generator, SeedSequence
 
 from mbsim import plots, statistics
 from mbsim._shared import tables
+from mbsim._shared.meant import answering
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
@@ -83,6 +84,7 @@ class MethodComparison:
     __repr__ = __str__
 
 
+@answering
 def compare(
     problem: Problem,
     methods: Sequence[Method],

@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 
 from mbsim import plots, statistics
 from mbsim._shared import tables
+from mbsim._shared.meant import answering
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
@@ -208,6 +209,7 @@ class SweetSpot:
         return tables.as_html(self._rows(), head=self._head, caption=title)
 
 
+@answering
 def sweet_spot(
     problem: Problem | MeasuredProblem,
     *,

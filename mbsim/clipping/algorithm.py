@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mbsim._shared.meant import answering
 from mbsim.clipping.blocks import average, measured_norms
 from mbsim.clipping.rules import Rule, SmallestNorm, check_rule_argument, namespace
 from mbsim.errors import (
@@ -74,6 +75,7 @@ def apply(
     )
 
 
+@answering
 def update(
     per_example_gradients: Any,
     micro_batch_size: int,

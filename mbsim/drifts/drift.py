@@ -22,6 +22,7 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim import plots
+from mbsim._shared.meant import answering
 from mbsim._shared.seeds import seed_sequence
 from mbsim.clipping import Rule, SmallestNorm
 from mbsim.drifts.certificate import Certificate, certify, tuned_step_size
@@ -159,6 +160,7 @@ class Drift(Known):
             plots.name_lines(axes)
         return axes
 
+    @answering
     def floor(self, *, step_size: float) -> float:
         r"""The level at which a run with this step size stops: the largest root of r A = (ηL/2) M.
 
@@ -184,6 +186,7 @@ class Drift(Known):
         """
         return floor_interval(self, step_size=step_size, false_positive_rate=false_positive_rate)
 
+    @answering
     def tuned_step_size(self, *, steps: int, initial_gap: float | None = None) -> float:
         """The step size at which :meth:`certify` gives the smallest bound, for every method alike.
 
@@ -205,6 +208,7 @@ class Drift(Known):
         """
         return tuned_step_size(self, steps=steps, initial_gap=initial_gap)
 
+    @answering
     def certify(
         self,
         *,
@@ -259,6 +263,7 @@ class HasDrift(Protocol):
         ...
 
 
+@answering
 def drift(
     problem: Problem | HasDrift,
     method: Method,
@@ -336,6 +341,7 @@ def drift(
     )
 
 
+@answering
 def drifts(
     problem: Problem | HasDrift,
     *,

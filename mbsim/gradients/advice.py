@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from mbsim import statistics
 from mbsim._shared import tables
+from mbsim._shared.meant import answering
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
@@ -222,6 +223,7 @@ _HEAD = (
 )  # fmt: skip
 
 
+@answering
 def advise(
     gradients: Any,
     *,

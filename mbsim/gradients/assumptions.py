@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from mbsim import plots, statistics
 from mbsim._shared import tables
 from mbsim._shared.arrays import one_blas_thread, ratio
+from mbsim._shared.meant import answering
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim._shared.values import value
@@ -291,6 +292,7 @@ _MOVES = ("probability", "norm_ratio", "tilt", "skewness")
 _ALONG = ("snapshot", "p", "norm ratio c", "tilt", "skewness")
 
 
+@answering
 def check_assumptions(
     gradients: Any,
     *,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mbsim._shared.meant import answering
 from mbsim._shared.values import set_field, value
 from mbsim.errors import InvalidArgument, check_array, check_finite, check_integer, shown
 from mbsim.problems.draggers import Draggers, check_draggers_argument
@@ -18,6 +19,7 @@ from mbsim.problems.noise import check_noise_argument
 __all__ = ["Problem"]
 
 
+@answering
 @value
 class Problem:
     r"""A loss, its benign noise, its draggers, the split of the space, and a starting point.

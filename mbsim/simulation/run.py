@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mbsim import clipping, plots, statistics
 from mbsim._shared import records, tables
+from mbsim._shared.meant import answering
 from mbsim._shared.memory import free_memory
 from mbsim._shared.processes import processors
 from mbsim._shared.progress import progress
@@ -508,6 +509,7 @@ def run_setting(
     )
 
 
+@answering
 def draw_updates(
     problem: Problem,
     method: Method,

@@ -15,6 +15,7 @@ from typing import Any
 from mbsim import plots
 from mbsim._shared import tables
 from mbsim._shared.files import replacing, writable_folder
+from mbsim._shared.meant import answering
 from mbsim._shared.processes import Job, in_processes, processors
 from mbsim._shared.records import to_json
 from mbsim._shared.version import __version__
@@ -140,6 +141,7 @@ def expected_statuses(*, quick: bool) -> dict[str, str]:
     return statuses
 
 
+@answering
 def reproduce(
     out: str | os.PathLike[str] = "figures",
     *,

@@ -1,5 +1,8 @@
 """The theory as formulas: quantities, bounds, theorems, Table 1, formulas of a user's own."""
 
+from typing import NoReturn
+
+from mbsim._shared.meant import no_such_name as no_such_name
 from mbsim.theory.bound import (
     Bound,
     Condition,
@@ -82,3 +85,7 @@ __all__ = [
     "tuned_bound",
     "tuned_step_size",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    raise no_such_name("mbsim.theory", name)

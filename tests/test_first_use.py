@@ -1,0 +1,165 @@
+"""What people type in their first ten minutes: it works, or the answer says what was meant."""
+
+import numpy as np
+import pytest
+
+import mbsim
+from mbsim import SGD, Draggers, InvalidArgument, MicroBatchClipping, clipping, losses, noise
+from mbsim._shared import meant as meanings
+
+PROBLEM = mbsim.Problem(
+    loss=losses.Quadratic(np.ones(16)),
+    noise=noise.Exponential(),
+    draggers=Draggers(probability=0.05, norm_ratio=20),
+    benign_dim=8,
+    start=np.ones(16),
+)
+RUN = {"batch_size": 8, "step_size": 0.1, "steps": 20, "replicates": 4, "rng": 0}
+
+
+def simulate(**changes):
+    renamed = {changes.pop("instead_of", None)}
+    return mbsim.simulate(
+        PROBLEM,
+        MicroBatchClipping(2),
+        **{name: x for name, x in RUN.items() if name not in renamed},
+        **changes,
+    )
+
+
+WRONG = [
+    (lambda: simulate(instead_of="step_size", lr=0.1), "lr=0.1", "step_size=0.1"),
+    (lambda: simulate(instead_of="step_size", learning_rate=1), "learning_rate=1", "step_size=1"),
+    (lambda: simulate(instead_of="step_size", eta=0.1), "eta=0.1", "step_size=0.1"),
+    (lambda: simulate(instead_of="rng", seed=0), "seed=0", "rng=0"),
+    (lambda: simulate(instead_of="steps", T=9), "T=9", "steps=9"),
+    (lambda: simulate(instead_of="steps", setps=9), "setps=9", "steps=9"),
+    (lambda: simulate(instead_of="replicates", n_runs=9), "n_runs=9", "replicates=9"),
+    (lambda: simulate(instead_of="batch_size", B=8), "B=8", "batch_size=8"),
+    (lambda: Draggers(p=0.05, c=20), "p=0.05, c=20", "probability=0.05, norm_ratio=20"),
+    (lambda: Draggers(0.05, 20), "0.05, 20", "probability=0.05, norm_ratio=20"),
+    (lambda: Draggers(0.05, c=20), "0.05, c=20", "probability=0.05, norm_ratio=20"),
+    (lambda: MicroBatchClipping(microbatch_size=8), "microbatch_size=8", "micro_batch_size=8"),
+    (lambda: MicroBatchClipping(b=8), "b=8", "micro_batch_size=8"),
+    (lambda: noise.Gaussian(std=0.3), "std=0.3", "sigma=0.3"),
+    (lambda: noise.TwoPoint(1.0, 0.1), "0.1", "rare=0.1"),
+    (lambda: clipping.FixedNorm(max_norm=1), "max_norm=1", "threshold=1"),
+    (
+        lambda: mbsim.sweet_spot(PROBLEM, batch_size=8, lr=0.1, T=9, criterion="floor"),
+        "lr=0.1, T=9, criterion='floor'",
+        "step_size=0.1, steps=9, by='floor'",
+    ),
+    (lambda: mbsim.drift(PROBLEM, SGD(), B=8), "B=8", "batch_size=8"),
+    (
+        lambda: mbsim.drift(PROBLEM, SGD(), batch_size=8).certify(lr=0.1, T=9),
+        "certify(lr=0.1, T=9)",
+        "step_size=0.1, steps=9",
+    ),
+    (
+        lambda: mbsim.compare(PROBLEM, [SGD()], batch_size=8, step_size=0.1, steps=9, n_runs=9),
+        "n_runs=9",
+        "replicates=9",
+    ),
+    (lambda: mbsim.advise(np.ones((9, 2)), batch_size=8, held_out=0), "held_out=0", "target=0"),
+    (lambda: mbsim.check_bound("1", iterations=0, seed=3), "takes formula", "no iterations=0"),
+]
+
+
+@pytest.mark.parametrize(("call", "said", "meant"), WRONG, ids=[row[1] for row in WRONG])
+def test_a_call_under_another_name_is_answered_with_what_was_meant(call, said, meant):
+    with pytest.raises(TypeError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert said in message
+    assert meant in message.partition(said)[2]
+    assert caught.value.__context__ is None  # one traceback, not two
+
+
+def test_a_fault_inside_is_no_wrong_call():
+    @meanings.answering
+    def broken(*, step_size):
+        return len(step_size)
+
+    with pytest.raises(TypeError, match="object of type 'float' has no len"):
+        broken(step_size=0.1)
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'step_size'"):
+        broken()
+
+
+def test_every_other_name_stands_for_a_name_that_there_is():
+    for full in meanings._NAMES:
+        module, _, name = full.rpartition(".")
+        found = mbsim if module == "mbsim" else getattr(mbsim, module.removeprefix("mbsim."))
+        assert hasattr(found, name), full
+    ours = {
+        name
+        for module, public in (
+            ("mbsim", ["Draggers", "MicroBatchClipping", "MeasuredProblem", "Problem", "simulate"]),
+            ("mbsim", ["advise", "check_assumptions", "compare", "reproduce", "sweet_spot"]),
+            ("mbsim.noise", ["StudentT", "TwoPoint"]),
+            ("mbsim.losses", ["Quadratic", "LogCosh"]),
+            ("mbsim.clipping", ["FixedNorm"]),
+        )
+        for one in public
+        for name in meanings.inspect.signature(_public(module, one)).parameters
+    }
+    letters = {"initial_gap", "smoothness"}  # of formulas
+    assert set(meanings._ARGUMENTS) - letters <= ours
+
+
+def _public(module, name):
+    return getattr(mbsim if module == "mbsim" else getattr(mbsim, module[6:]), name)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "meant"),
+    [
+        ("noise", "Normal", "mbsim.noise.Gaussian"),
+        ("noise", "Quadratic", "mbsim.losses.Quadratic"),
+        ("losses", "quadratic", "mbsim.losses.Quadratic"),
+        ("clipping", "MinNorm", "mbsim.clipping.SmallestNorm"),
+        ("theory", "theorem1", "mbsim.theory.sgd_bound"),
+        ("", "Quadratic", "mbsim.losses.Quadratic"),
+        ("", "Normal", "mbsim.noise.Gaussian"),
+        ("", "sgd", "mbsim.SGD"),
+    ],
+)
+def test_a_name_of_others_leads_to_ours(module, name, meant):
+    found = getattr(mbsim, module) if module else mbsim
+    with pytest.raises(AttributeError, match=f"{name!r}; did you mean {meant}\\?"):
+        getattr(found, name)
+
+
+def test_the_one_obvious_argument_needs_no_name():
+    assert noise.Gaussian(0.3) == noise.Gaussian(sigma=0.3)
+    assert noise.StudentT(2.0, df=5) == noise.StudentT(sigma=2.0, df=5)
+    assert MicroBatchClipping(8) == MicroBatchClipping(micro_batch_size=8)
+
+
+def test_whole_numbers_may_be_written_as_floats():
+    as_floats = {**RUN, "steps": 2e1, "batch_size": np.float64(8), "replicates": 4.0}
+    run = simulate()
+    assert mbsim.simulate(PROBLEM, MicroBatchClipping(2.0), **as_floats) == run
+    assert type(MicroBatchClipping(2.0).micro_batch_size) is int
+    floats = {"batch_size": 8.0, "step_size": 0.1}
+    floor = mbsim.drift(PROBLEM, MicroBatchClipping(2), batch_size=8).floor(step_size=0.1)
+    assert mbsim.sweet_spot(PROBLEM, **floats, by="floor").curve[2] == floor
+    methods = [SGD(), MicroBatchClipping(2)]
+    assert mbsim.compare(PROBLEM, methods, **as_floats) == mbsim.compare(PROBLEM, methods, **RUN)
+    assert clipping.update(np.ones((8, 2)), 2.0).tolist() == [1.0, 1.0]
+    for steps in (20.5, float("nan"), float("inf"), "20", True):
+        with pytest.raises(InvalidArgument, match="steps="):
+            simulate(instead_of="steps", steps=steps)
+
+
+def test_a_matrix_is_answered_with_its_eigenvalues():
+    with pytest.raises(InvalidArgument, match=r"give numpy.linalg.eigvalsh\(H\)"):
+        losses.Quadratic(np.eye(3))
+
+
+def test_a_refusal_keeps_its_reason_whatever_is_asked_of_it():
+    refused = mbsim.drift(PROBLEM, SGD(), batch_size=8).certify(step_size=50, steps=9)
+    with pytest.raises(AttributeError, match=r"step size is too large.*no 'check'"):
+        refused.check(simulate())
+    assert mbsim.check(refused, simulate()).status == "not applicable"
