@@ -1,5 +1,7 @@
 """What people type in their first ten minutes: it works, or the answer says what was meant."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ import mbsim
 from mbsim import SGD, Draggers, InvalidArgument, MicroBatchClipping, clipping, losses, noise
 from mbsim._shared import meant as meanings
 
+ROOT = Path(__file__).parent.parent
 PROBLEM = mbsim.Problem(
     loss=losses.Quadratic(np.ones(16)),
     noise=noise.Exponential(),
@@ -163,3 +166,82 @@ def test_a_refusal_keeps_its_reason_whatever_is_asked_of_it():
     with pytest.raises(AttributeError, match=r"step size is too large.*no 'check'"):
         refused.check(simulate())
     assert mbsim.check(refused, simulate()).status == "not applicable"
+
+
+# ---------------------------------------------------------------------------- bounds from a problem
+
+
+def test_a_bound_is_filled_in_from_a_problem_by_names_or_by_letters():
+    bound = mbsim.theory.sgd_bound()
+    by_hand = bound.evaluate(
+        initial_gap=PROBLEM.initial_gap, smoothness=1, step_size=0.01, steps=1000, batch_size=64,
+        probability=0.05, norm_ratio=20, coherence=0, sigma=1,
+    )  # fmt: skip
+    assert bound.evaluate(PROBLEM, batch_size=64, step_size=0.01, steps=1000) == by_hand
+    assert bound.evaluate(PROBLEM, B=64, eta=0.01, T=1000) == by_hand
+    assert bound.evaluate(PROBLEM, B=64, η=0.01, T=1000) == by_hand
+    assert bound.holds(PROBLEM, B=64, η=0.01, T=1000)
+    assert bound.evaluate(PROBLEM, B=64, η=0.01, T=1000, c=0) < by_hand  # what is given goes first
+    assert bound.evaluate({"L": 1, "Δ": 8, "p": 0.05, "c": 20, "γ": 0, "σ": 1},
+                          B=64, η=0.01, T=1000) == by_hand  # fmt: skip
+    with pytest.raises(
+        InvalidArgument, match=r"missing: step_size, batch_size; unknown: lr \(step_size\?\)"
+    ):
+        bound.evaluate(PROBLEM, steps=1000, lr=0.1)
+    with pytest.raises(InvalidArgument, match=r"eta=0.1 must not be given twice: it is step_size"):
+        bound.evaluate(PROBLEM, steps=1000, step_size=0.1, eta=0.1, batch_size=64)
+    with pytest.raises(InvalidArgument, match=r"mbsim.quantities measures mean_weight"):
+        mbsim.theory.clipping_bound().evaluate(PROBLEM, B=64, b=8, eta=0.01, T=1000)
+    with pytest.raises(InvalidArgument, match=r"known=0.05 must be a problem"):
+        bound.evaluate(0.05)
+
+
+@pytest.fixture(scope="module")
+def known():
+    made = {"batch_size": 64, "micro_batch_size": 8, "step_size": 0.01, "steps": 1000}
+    gaussian = mbsim.Problem(
+        loss=PROBLEM.loss, noise=noise.Gaussian(), draggers=PROBLEM.draggers, benign_dim=8,
+        start=PROBLEM.start,
+    )  # fmt: skip
+    return gaussian, mbsim.quantities(gaussian, **made)
+
+
+def test_table_1_has_numbers_for_clipping_from_a_problem(known):
+    problem, found = known
+    rows = {row["method"]: row for row in mbsim.theory.table1().evaluate(found)}
+    clipping = rows["clipping, any noise"]
+    assert clipping["missing"] == []
+    assert clipping["bound"] == mbsim.theory.clipping_bound().evaluate(found)
+    assert rows["clipping, concentrated norms"]["tuned_bound"] > 0
+    assert rows["clipping, symmetric noise"]["bound"] > 0
+    # The measured numbers are on the safe side of another sample's.
+    steps = mbsim.drift(problem, MicroBatchClipping(8), batch_size=64)
+    for r in (0.05, 0.3, 1.0, 4.0):
+        assert steps.progress(r) / r > found["progress_rate"]
+    words = " ".join(str(found).split())
+    assert "the problem; probability of a dragger" in words
+    assert "measured; at most (1/T) Σ E ω_t" in words
+    assert max(map(len, str(found).splitlines())) <= 81  # a mark above a letter takes no column
+    assert found.to_dict()["steps"] == {"value": 1000.0, "from": "given"}
+
+
+def test_what_cannot_be_measured_says_why():
+    tilted = mbsim.Problem(
+        loss=PROBLEM.loss, noise=noise.Gaussian(), benign_dim=8, start=PROBLEM.start,
+        draggers=Draggers(probability=0.1, norm_ratio=5, tilt=-0.3),
+    )  # fmt: skip
+    found = mbsim.quantities(tilted, batch_size=8, micro_batch_size=2)
+    assert found["tilt_against"] == 0.3
+    assert "mean_weight" not in found
+    assert "not measured: draggers.tilt=-0.3 must be 0" in str(found)
+    bound = mbsim.theory.tilted_sgd_bound().evaluate(found, step_size=0.01, steps=100)
+    assert bound == mbsim.theory.tilted_sgd_bound().evaluate(tilted, B=8, eta=0.01, T=100)
+
+
+def test_help_on_the_theory_and_its_page_list_every_function():
+    page = (ROOT / "docs" / "theory.md").read_text("utf-8").partition("## 1. Symbols")[0]
+    for name in mbsim.theory.__all__:
+        assert f"`{name}`" in mbsim.theory.__doc__, name
+        if callable(getattr(mbsim.theory, name)) and name[0].islower():
+            helpers = ("formula_bound", "parse_formula", "symbols", "tuned_bound")
+            assert f"`{name}`" in page or name in (*helpers, "tuned_step_size"), name

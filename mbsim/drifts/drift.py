@@ -22,10 +22,16 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim import plots
+from mbsim._shared import tables
 from mbsim._shared.meant import answering
 from mbsim._shared.seeds import seed_sequence
 from mbsim.clipping import Rule, SmallestNorm
-from mbsim.drifts.certificate import Certificate, certify, tuned_step_size
+from mbsim.drifts.certificate import (
+    Certificate,
+    certify,
+    largest_step_size,
+    tuned_step_size,
+)
 from mbsim.drifts.curve import MOST_NODES, Known
 from mbsim.drifts.floor import floor, floor_interval
 from mbsim.drifts.sources import DriftValues, source_of, tail_of
@@ -60,7 +66,7 @@ _QUANTITIES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Drift(Known):
     """A(r) and M(r) of a problem, a method and a batch size.
 
@@ -159,6 +165,27 @@ class Drift(Known):
             axes.set(xlabel="gradient norm r = ‖∇L‖", ylabel=_QUANTITIES[quantity] + sure)
             plots.name_lines(axes)
         return axes
+
+    @property
+    def largest_step_size(self) -> float:
+        """η beyond which long gradients grow, and there is neither floor nor certificate.
+
+        Infinite where that is not known, as for an update that does not grow with the gradient.
+        """
+        return largest_step_size(self)
+
+    def __str__(self) -> str:
+        shown_ = ("batch_size", "noise", "probability", "norm_ratio")
+        lines = [(name.replace("_", " "), f"{x:.4g}" if isinstance(x, float) else str(x))
+                 for name, x in self.settings.items() if name in shown_]  # fmt: skip
+        if math.isfinite(self.largest_step_size):
+            lines.append(("usable", f"step sizes below {self.largest_step_size:.4g}"))
+        ask = ".progress(r), .second_moment(r), .floor(step_size=…), .certify(step_size=…, steps=…)"
+        lines.append(("ask it", f"{ask}, .plot()"))
+        title = f"Drift of {self.settings.get('method', 'a step')}"
+        return "\n".join([title, *(f"  {row}" for row in tables.as_text(lines))])
+
+    __repr__ = __str__
 
     @answering
     def floor(self, *, step_size: float) -> float:

@@ -144,6 +144,27 @@ class Problem:
         """‖∇L(w₀)‖."""
         return float(np.linalg.norm(self.loss.gradient(self.start)))
 
+    def quantities(self) -> dict[str, float]:
+        """What it fixes of the quantities that formulas are made of, by code name.
+
+        >>> import mbsim
+        >>> problem = Problem(loss=mbsim.losses.Quadratic(np.ones(4)), benign_dim=4,
+        ...                   noise=mbsim.noise.Gaussian(2.0), start=np.ones(4))
+        >>> problem.quantities()["initial_gap"], problem.quantities()["sigma"]
+        (2.0, 2.0)
+        """
+        draggers = self.draggers
+        return {
+            "initial_gap": self.initial_gap,
+            "smoothness": self.smoothness,
+            "probability": draggers.probability,
+            "norm_ratio": draggers.norm_ratio if draggers.dimensions_needed else 0.0,
+            "coherence": draggers.coherence,
+            "sigma": self.noise.sigma,
+            "benign_dim": self.benign_dim,
+            **({"tilt_against": 0.0 - draggers.tilt} if draggers.tilt <= 0 else {}),
+        }
+
     def __str__(self) -> str:
         some = self.draggers
         numbers = {

@@ -16,7 +16,7 @@ from mbsim._shared import tables
 from mbsim.errors import InvalidArgument
 from mbsim.theory.bound import Bound, tuned_step_size
 from mbsim.theory.formula import Formula, as_latex, as_text
-from mbsim.theory.quantities import checked_values, definitions_in
+from mbsim.theory.quantities import by_name, checked_values, definitions_in, filled
 from mbsim.theory.theorems import (
     T,
     clean_sgd_bound,
@@ -50,11 +50,12 @@ class Table:
         """The abbreviations used in the table, and what they stand for."""
         return definitions_in([part for bound in self.rows for part in bound.parts])
 
-    def evaluate(self, **values: ArrayLike) -> list[dict[str, Any]]:
+    def evaluate(self, known: Any = None, /, **values: ArrayLike) -> list[dict[str, Any]]:
         """The table in numbers, one dict a row.
 
         Args:
-            **values: quantities by code name, any of :attr:`names`.
+            known: a problem, or what :func:`mbsim.quantities` gives: then every row has its number.
+            **values: quantities by code name or letter, any of :attr:`names`.
 
         Returns:
             For each row ``method``, ``bound`` with ``bound_holds``, ``tuned_step_size``,
@@ -70,10 +71,11 @@ class Table:
         >>> row["method"], round(row["bound"], 5), row["bound_holds"]
         ('SGD without draggers', 0.02156, True)
         """
+        values = filled(self.names, known, values)
         checked_values("Table 1", self.names, values, partly=True)
         return [_in_numbers(bound, values) for bound in self.rows]
 
-    def plot(self, ax: Axes | None = None, *, values: Mapping[str, float], **style: Any) -> Axes:
+    def plot(self, ax: Axes | None = None, *, values: Any, **style: Any) -> Axes:
         """The rates: each row's bound at its tuned step size against the number of steps T.
 
         Thin where the tuned step is longer than the theorem allows. Rows that lack a quantity are
@@ -81,8 +83,8 @@ class Table:
 
         Args:
             ax: where to draw; a new figure unless told.
-            values: quantities by code name, as :meth:`evaluate` takes them; ``steps`` may be an
-                array, and is 10² to 10⁸ unless given.
+            values: quantities by code name or letter, or what :func:`mbsim.quantities` gives;
+                ``steps`` may be an array, and is 10² to 10⁸ unless given.
             **style: properties of the lines, such as ``linewidth``.
 
         Raises:
@@ -94,6 +96,8 @@ class Table:
         >>> [line.get_label() for line in ax.lines if line.get_label()[0] != "_"]
         ['SGD without draggers']
         """
+        given = (None, values) if isinstance(values, dict) else (values, {})
+        values = filled(self.names, *given)
         steps = np.asarray(values.get("steps", np.geomspace(1e2, 1e8, 200)), dtype=float)
         known: dict[str, ArrayLike] = {**values, "steps": steps}
         rows = [row for row in self.evaluate(**known)
@@ -259,7 +263,7 @@ def crossover(
     Args:
         clipping: a plain bound for clipping; :func:`clipping_bound` unless told.
         sgd: a plain bound for SGD; :func:`sgd_bound` unless told.
-        **values: the quantities in both, by code name, step_size and steps apart; numbers.
+        **values: the quantities in both, by code name or letter, step_size and steps apart.
 
     Raises:
         InvalidArgument: for unknown and missing names, values out of range, arrays, and bounds that
@@ -282,6 +286,7 @@ def crossover(
             raise InvalidArgument(
                 f"the bound {bound.name!r} is not C/√T + bias when tuned; use its plain form"
             )
+    values = by_name(values)
     names = [name for name in Table(rows=bounds).names if name not in ("step_size", "steps")]
     known = checked_values("the crossover", tuple(names), values)
     if any(array.ndim for array in known.values()):
