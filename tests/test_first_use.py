@@ -245,3 +245,57 @@ def test_help_on_the_theory_and_its_page_list_every_function():
         if callable(getattr(mbsim.theory, name)) and name[0].islower():
             helpers = ("formula_bound", "parse_formula", "symbols", "tuned_bound")
             assert f"`{name}`" in page or name in (*helpers, "tuned_step_size"), name
+
+
+# ---------------------------------------------------------------------------- answers in words
+
+
+def test_a_step_size_that_is_too_large_is_one_line_with_the_largest_usable_one():
+    one = mbsim.drift(PROBLEM, SGD(), batch_size=8)
+    most = one.largest_step_size
+    assert not one.certify(step_size=1.01 * most, steps=10)
+    assert one.certify(step_size=0.99 * most, steps=10).value > 0
+    assert np.isinf(one.floor(step_size=1.01 * most))
+    assert np.isfinite(one.floor(step_size=0.99 * most))
+    for by in ("floor", "certificate"):
+        found = mbsim.sweet_spot(PROBLEM, batch_size=8, step_size=50, steps=10, by=by)
+        assert f"usable is η below {most:.3g}" in found.why_not[8]
+        assert "which allows most, usable is η below" in found.reason
+        assert len(str(found).splitlines()) <= 3
+
+
+def test_what_has_no_number_says_so_in_words():
+    wild = mbsim.compare(PROBLEM, [SGD(), MicroBatchClipping(2)], **{**RUN, "step_size": 1e3,
+                                                                     "steps": 200})  # fmt: skip
+    assert str(wild).count("none: 4 of 4 replicates diverged") == 2
+    alone = simulate(instead_of="replicates", replicates=1)
+    assert "in one replicate" in str(alone)
+    gone = mbsim.simulate(PROBLEM, SGD(), **{**RUN, "step_size": 1e3, "steps": 200})
+    assert "no number, as replicates diverged" in str(gone)
+    for text in map(str, (wild, alone, gone)):
+        assert "nan" not in text
+        assert "inf" not in text
+
+
+def test_a_drift_says_what_it_is_of_and_what_to_ask_it():
+    text = repr(mbsim.drift(PROBLEM, MicroBatchClipping(2), batch_size=8))
+    assert "Drift of clipping, b = 2" in text
+    assert ".certify(step_size=…, steps=…)" in " ".join(text.split())
+    assert "0x" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("by", ["bias", "bound", "certificate", "floor"])
+def test_replicates_are_not_taken_where_nothing_is_simulated(by):
+    with pytest.raises(InvalidArgument, match=f"replicates=4 must be left out for by='{by}'"):
+        mbsim.sweet_spot(PROBLEM, batch_size=8, step_size=0.1, steps=9, by=by, replicates=4)
+
+
+def test_a_comparison_is_plain_data_with_intervals():
+    methods = [SGD(), MicroBatchClipping(2)]
+    both = mbsim.compare(PROBLEM, methods, **RUN)
+    first, second = both.to_dict()["rows"]
+    difference = both.difference()
+    assert first["minus_the_first"] == 0
+    assert second["minus_the_first_interval"] == [difference.low, difference.high]
+    assert second["interval"][0] < second["mean_grad_norm_sq"] < second["interval"][1]

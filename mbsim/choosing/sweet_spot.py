@@ -324,7 +324,7 @@ def sweet_spot(
             bar.update(number + 1)
     best, tied, reason = _best(values)
     if best is None and isinstance(asked, float):
-        reason = _too_large(problem, batch, asked, seed) or reason
+        reason += _usable(problem, batch, asked, seed)
     return SweetSpot(
         by=by,
         batch_size=batch,
@@ -385,7 +385,7 @@ def _ended(by: str, ends: Ends) -> SweetSpot:
             values[b] = Refusal("not looked at (far from the best)", of="level")
     best, tied, reason = _best(values)
     if best is None and ends.step_size:
-        reason = _too_large(ends.problem, ends.batch, ends.step_size, ends.seed) or reason
+        reason += _usable(ends.problem, ends.batch, ends.step_size, ends.seed)
     return SweetSpot(
         by=by,
         batch_size=ends.batch,
@@ -447,7 +447,7 @@ def _why(problem: Problem, best: int, batch: int) -> str:
     )
 
 
-def _too_large(problem: Problem, batch: int, step_size: float, seed: SeedSequence) -> str:
+def _usable(problem: Problem, batch: int, step_size: float, seed: SeedSequence) -> str:
     """Which step sizes are usable, where none of the b can use this one; "" if that is not it."""
     usable: dict[int, float] = {}
     for b in divisors(batch):
@@ -457,7 +457,7 @@ def _too_large(problem: Problem, batch: int, step_size: float, seed: SeedSequenc
     b = max(usable, key=lambda one: usable[one], default=0)
     if not b or step_size < usable[b]:
         return ""
-    return f"the step size is too large: usable is η below {usable[b]:.3g}, at b = {b}"
+    return f"; at b = {b}, which allows most, usable is η below {usable[b]:.3g}"
 
 
 def _mean(found: Value) -> float:
