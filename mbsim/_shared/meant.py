@@ -88,11 +88,11 @@ def meant(name: str, known: Iterable[str]) -> str | None:
     """
     from difflib import get_close_matches
 
-    known = list(known)
+    known, name = list(known), name.replace("-", "_")
     for one in _ARGUMENTS_BY_OTHER.get(name, ()):
         if one in known:
             return one
-    close = get_close_matches(name.lower().replace("-", "_"), known, 1, 0.75)
+    close = get_close_matches(name.lower(), known, 1, 0.75)
     return close[0] if close else None
 
 

@@ -2,7 +2,7 @@ r"""Table 1: the methods' bounds side by side, and where they cross."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,14 @@ from mbsim._shared import tables
 from mbsim.errors import InvalidArgument
 from mbsim.theory.bound import Bound, tuned_step_size
 from mbsim.theory.formula import Formula, as_latex, as_text
-from mbsim.theory.quantities import by_name, checked_values, definitions_in, filled
+from mbsim.theory.quantities import (
+    QUANTITIES,
+    by_name,
+    checked_values,
+    definitions_in,
+    filled,
+    letter_of,
+)
 from mbsim.theory.theorems import (
     T,
     clean_sgd_bound,
@@ -74,6 +81,31 @@ class Table:
         values = filled(self.names, known, values)
         checked_values("Table 1", self.names, values, partly=True)
         return [_in_numbers(bound, values) for bound in self.rows]
+
+    def in_numbers(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """What :meth:`evaluate` gave, as text; what is missing is explained below it.
+
+        >>> table = table1()
+        >>> text = table.in_numbers(table.evaluate(Δ=1, L=1, eta=0.1, T=1000, sigma=1, B=64))
+        >>> print(*text.splitlines()[:2], sep=chr(10))
+        method                        bound   tuned η       tuned  order      bias
+        SGD without draggers      0.0215625  0.357771  0.0111803   1/sqrt(T)  0
+        """
+        head = ("method", "bound", "tuned η", "tuned", "order", "bias")
+        cells = [head]
+        for row in rows:
+            numbers = [_said(row["bound"], row["bound_holds"]), _said(row["tuned_step_size"])]
+            numbers += [_said(row["tuned_bound"], row["tuned_holds"]), row["order"]]
+            cells.append((row["method"], *numbers, _said(row["bias"])))
+        lines = tables.as_text(cells, align="<...<.", most=(24,), width=80)
+        if any(cell.endswith("*") for row in cells for cell in row):
+            lines.append("* a condition of the theorem does not hold here: a number, and no bound")
+        missing = [name for name in self.names if any(name in row["missing"] for row in rows)]
+        if missing:
+            lines += ["", "– needs a quantity that was not given:"]
+            notes = [(name, letter_of(name), QUANTITIES[name].meaning) for name in missing]
+            lines += [f"  {line}" for line in tables.as_text(notes)]
+        return "\n".join(lines)
 
     def plot(self, ax: Axes | None = None, *, values: Any, **style: Any) -> Axes:
         """The rates: each row's bound at its tuned step size against the number of steps T.
@@ -139,13 +171,21 @@ class Table:
         return f"{tables.as_html(rows, head=_HEAD)}<p>{escape(notation)}</p>"
 
     def __str__(self) -> str:
-        notation = [f"  {as_text(x)} = {as_text(d)}" for x, d in self.definitions.items()]
+        notation = [
+            f"  {line}"
+            for x, d in self.definitions.items()
+            for line in tables.as_text([(f"{as_text(x)} =", as_text(d))], gap=" ")
+        ]
         return "\n\n".join([*map(_block, self.rows), "\n".join(["where", *notation])])
 
     __repr__ = __str__
 
 
 _HEAD = ("method", "bound", "tuned", "order", "bias")
+
+
+def _said(number: Any, holds: Any = True) -> str:
+    return "–" if number is None else f"{number:.6g}{'' if holds else '*'}"
 
 
 def _displayed(latex: str) -> str:
@@ -197,7 +237,8 @@ def _block(bound: Bound) -> str:
         "order": f"{as_text(bound.order)}, times {bound.constant}",
         "bias": bound.bias,
     }
-    return "\n".join([bound.name, *(f"  {key:<6} {line}" for key, line in lines.items())])
+    rows = tables.as_text([(key, str(line)) for key, line in lines.items()], least=(6,), gap=" ")
+    return "\n".join([bound.name, *(f"  {row}" for row in rows)])
 
 
 def table1(form: str = "plain") -> Table:
