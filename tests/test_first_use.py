@@ -8,6 +8,7 @@ import pytest
 import mbsim
 from mbsim import SGD, Draggers, InvalidArgument, MicroBatchClipping, clipping, losses, noise
 from mbsim._shared import meant as meanings
+from mbsim._shared import progress as _progress
 
 ROOT = Path(__file__).parent.parent
 PROBLEM = mbsim.Problem(
@@ -299,3 +300,35 @@ def test_a_comparison_is_plain_data_with_intervals():
     assert first["minus_the_first"] == 0
     assert second["minus_the_first_interval"] == [difference.low, difference.high]
     assert second["interval"][0] < second["mean_grad_norm_sq"] < second["interval"][1]
+
+
+# ---------------------------------------------------------------------------- a layer's gradients
+
+
+def test_a_layers_gradients_are_named_where_the_answer_would_hide_the_mistake():
+    layer = np.random.default_rng(0).standard_normal((4, 4, 3))  # 4 examples of a 4 by 3 layer
+    with pytest.warns(UserWarning, match=r"4 steps of 4 examples.*a layer go in as") as said:
+        wrong = clipping.update(layer, 2)
+    assert said[0].filename == __file__
+    right = clipping.update({"w": layer}, 2)["w"]
+    assert right.shape == wrong.shape  # so nothing else would tell
+    assert not np.allclose(right, wrong)
+    for quiet in (np.ones((5, 4, 3)), np.ones((1, 1, 3)), np.ones((2, 4, 4, 3))):
+        clipping.update(quiet, 1)  # warnings are errors here
+
+
+# ---------------------------------------------------------------------------- progress
+
+
+def test_progress_is_told_where_no_terminal_is_and_seldom(monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now)
+    with _progress.progress(100, "all") as bar, _progress.progress(7, "a part of it") as inner:
+        for now in range(1, 101):
+            bar.update(now)
+            inner.update(3)
+    assert capsys.readouterr().err.splitlines() == [
+        "mbsim: all: 20%, 1:20 left",
+        "mbsim: all: 40%, 1:00 left",
+        "mbsim: all: 80%, 0:20 left",
+    ]

@@ -205,6 +205,25 @@ def test_assumptions_stand_beside_their_null(ax):
     assert "% interval" in ax.get_xlabel()
 
 
+def test_checks_along_training_are_one_number_over_the_snapshots(ax):
+    rng = np.random.default_rng(0)
+    snapshots = [0.3 + rng.standard_normal((60, 12)) for _ in range(3)]
+    for size, gradients in zip((4, 8, 16), snapshots, strict=True):
+        gradients[:10] *= size
+    found = mbsim.check_assumptions(snapshots, is_dragger=np.arange(60) < 10)
+    assert found.plot(ax) is ax
+    ratios = found["norm_ratio"]
+    np.testing.assert_array_equal(ax.lines[0].get_xydata().T[0], [1, 2, 3])
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [x.estimate for x in ratios])
+    segments = ax.collections[0].get_segments()
+    np.testing.assert_allclose([s[:, 1] for s in segments], [(x.low, x.high) for x in ratios])
+    assert "norm ratio" in ax.get_ylabel()
+    assert "% interval" in ax.get_ylabel()
+    found.plot(Figure().subplots(), quantity="probability")
+    with pytest.raises(mbsim.InvalidArgument, match="quantity='lengths' must be one of"):
+        found.plot(ax, quantity="lengths")
+
+
 def test_tuned_accuracy_has_its_interval_over_splits(ax):
     found = TunedAccuracy(
         sizes=np.array([1, 4]), step_sizes=np.array([0.1, 0.2, 0.4]), batch_size=4, steps=9,
