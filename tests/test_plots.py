@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib import pyplot
@@ -52,6 +53,14 @@ def test_a_new_figure_is_pyplots_and_stays_open(run):
     opened = set(pyplot.get_fignums()) - set(before)
     assert [pyplot.figure(number) for number in opened] == [drawn.get_figure()]
     pyplot.close(drawn.get_figure())
+
+
+def test_a_notebook_that_wakes_with_its_first_figure_stays_awake(ax):
+    assert not matplotlib.is_interactive()
+    with plots.on(ax):
+        matplotlib.interactive(True)  # as the inline backend does, when it is first asked
+    assert matplotlib.is_interactive()
+    matplotlib.interactive(False)
 
 
 def test_a_run_is_its_mean_with_the_interval_of_its_replicates(run, ax):

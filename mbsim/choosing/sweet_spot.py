@@ -394,7 +394,7 @@ def _ended(by: str, ends: Ends) -> SweetSpot:
         reason=reason,
         curve={b: _mean(found) for b, found in values.items()},
         why_not={b: found.reason for b, found in values.items() if isinstance(found, Refusal)},
-        step_sizes={b: step_size for b, (step_size, _) in sorted(ends.best.items())},
+        step_sizes={b: float(step_size) for b, (step_size, _) in sorted(ends.best.items())},
         intervals=_intervals(values),
         answer=None if best is None else _answer(by, ends, best, tied, values),
     )
