@@ -218,7 +218,7 @@ def test_table_1_has_numbers_for_clipping_from_a_problem(known):
     # The measured numbers are on the safe side of another sample's.
     steps = mbsim.drift(problem, MicroBatchClipping(8), batch_size=64)
     for r in (0.05, 0.3, 1.0, 4.0):
-        assert steps.progress(r) / r > found["progress_rate"]
+        assert steps.progress(r) / r > found["progress_rate"] > 0.3
     words = " ".join(str(found).split())
     assert "the problem; probability of a dragger" in words
     assert "measured; at most (1/T) Σ E ω_t" in words

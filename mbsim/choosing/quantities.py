@@ -3,7 +3,7 @@ r"""What a bound is evaluated with: what a problem fixes, what is given, and wha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,17 @@ from numpy.random import Generator, SeedSequence
 
 from mbsim._shared import tables
 from mbsim._shared.meant import answering
+from mbsim.drifts.drift import drift
 from mbsim.drifts.steps import measured_values, norms_near_atoms, step_sample
 from mbsim.errors import InvalidArgument, check_divides
+from mbsim.methods import MicroBatchClipping
 from mbsim.problems.problem import Problem, check_problem
+from mbsim.statistics import t_quantile
 
 __all__ = ["Quantities", "quantities"]
 
+# How often any of the measured numbers may be on the wrong side.
+_RATE = 1e-3
 _HEAD = ("quantity", "", "value", "where from; what it is")
 
 
@@ -88,9 +93,10 @@ def quantities(
 ) -> Quantities:
     """All that bounds ask for of a problem and a micro-batch size, those that need measuring too.
 
-    λ, λ̄, q*, Λ and ω are measured on sampled steps, at gradient norms from far below the noise to
-    √(2LΔ), which no run exceeds while its loss is below the start's. Each is the worst of them, on
-    its safe side (99.9 %). Along one run they are better: :func:`mbsim.check` takes them there.
+    λ, λ̄, q* and ω are measured on sampled steps, and Λ is that of the drift, at gradient norms from
+    far below the noise to √(2LΔ), which no run exceeds while its loss is below the start's. Each is
+    the worst of them, on its safe side (99.9 %). Along one run they are better: :func:`mbsim.check`
+    takes them there.
 
     Args:
         problem: a problem.
@@ -158,7 +164,7 @@ def quantities(
 
 
 def measured_anywhere(
-    names: Any,
+    names: Collection[str],
     problem: Problem,
     micro_batch_size: int,
     *,
@@ -174,4 +180,17 @@ def measured_anywhere(
     norms = np.geomspace(min(low, high / 10), high, 16)
     near = norms_near_atoms(problem, micro_batch_size)
     norms = np.union1d(norms, near[near < high] if largest else near)
-    return measured_values(names, sample, norms, false_positive_rate=1e-3)
+    found = measured_values(
+        [name for name in names if name != "progress_rate"],
+        sample,
+        norms,
+        false_positive_rate=_RATE,
+    )
+    if "progress_rate" in names:  # the drift knows A itself, where a sample knows a part of it
+        method = MicroBatchClipping(micro_batch_size)
+        at = drift(problem, method, batch_size=batch_size, rng=rng).at(norms)
+        tail = _RATE / norms.size
+        quantile = [t_quantile(df, tail) if math.isfinite(df) else 0.0 for df in at.df]
+        reach = np.array(quantile) * at.progress_standard_error + at.progress_numerical_error
+        found["progress_rate"] = max(0.0, float(((at.progress - reach) / norms).min()))
+    return found

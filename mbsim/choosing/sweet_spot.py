@@ -84,7 +84,7 @@ _UNITS = {
     "bias": "bias β_b²",
     "bound": "bound on the mean ‖∇L‖²",
     "certificate": "bound on the mean ‖∇L‖²",
-    "floor": "‖∇L‖² it stops at",
+    "floor": "‖∇L‖ it stops at",
     "simulation": "mean ‖∇L‖²",
 }
 
