@@ -332,3 +332,53 @@ def test_progress_is_told_where_no_terminal_is_and_seldom(monkeypatch, capsys):
         "mbsim: all: 40%, 1:00 left",
         "mbsim: all: 80%, 0:20 left",
     ]
+
+
+# ---------------------------------------------------------------------------- the next step
+
+
+class OneRowAtATime:
+    dim, smoothness, minimum = 16, 1.0, 0.0
+
+    def value(self, w):
+        return 0.5 * w @ w
+
+    def gradient(self, w):
+        return w
+
+
+class WholeVectors:
+    sigma = 1.0
+
+    def vectors(self, shape, n, rng):
+        return rng.standard_normal((*shape, n)) / np.sqrt(n)
+
+
+def test_a_loss_that_fails_in_its_own_code_leads_to_its_check():
+    with pytest.raises(InvalidArgument, match=r"fails: .*check_loss says more") as caught:
+        mbsim.Problem(loss=OneRowAtATime(), noise=noise.Gaussian(), benign_dim=2, start=np.ones(16))
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert "\n" not in str(caught.value)
+
+
+def test_noise_of_whole_vectors_is_answered_or_says_what_can():
+    problem = mbsim.Problem(
+        loss=PROBLEM.loss, noise=WholeVectors(), benign_dim=4, start=np.ones(16)
+    )
+    assert mbsim.sweet_spot(problem, batch_size=2, steps=5).answer is not None
+    with pytest.raises(InvalidArgument, match=r"by 'final' or 'simulation', do without"):
+        mbsim.drift(problem, SGD(), batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("bound", "says"),
+    [
+        (lambda run: run, r"it goes first, and the run second"),
+        (lambda run: mbsim.theory.sgd_bound, r"such as mbsim.theory.sgd_bound\(\)"),
+        (lambda run: "2*Delta/(eta*T)", r"formula_bound makes one from text"),
+    ],
+)
+def test_what_is_no_bound_is_told_what_is_one(bound, says):
+    run = simulate()
+    with pytest.raises(InvalidArgument, match=says):
+        mbsim.check(bound(run), run)

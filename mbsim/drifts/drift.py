@@ -348,7 +348,8 @@ def drift(
     if not isinstance(problem.noise, NoiseLaw):
         raise InvalidArgument(
             f"noise={shown(problem.noise)} draws whole vectors (it has no mean_of), and a drift "
-            "needs the law of the mean of ν examples along the gradient and across it"
+            "needs the law of the mean of ν examples along the gradient and across it; simulation, "
+            "and sweet_spot by 'final' or 'simulation', do without"
         )
     aim = check_number("relative_error", relative_error, above=0, below=1)
     draws = check_integer("draws", draws, minimum=1)

@@ -82,7 +82,14 @@ class Problem:
             )
         with np.errstate(all="ignore"):
             # The engines hand over leading axes, so a loss without them must fail here already.
-            gradient, found = self.loss.gradient(array[None]), self.loss.value(array[None])
+            try:
+                gradient, found = self.loss.gradient(array[None]), self.loss.value(array[None])
+            except Exception as error:
+                raise InvalidArgument(
+                    f"loss={shown(self.loss)} must take w of shape [..., {array.size}], leading "
+                    f"axes being independent, and at (1, {array.size}) it fails: {shown(error)}; "
+                    "mbsim.testing.check_loss says more"
+                ) from error
             if np.shape(gradient) != (1, array.size) or np.shape(found) != (1,):
                 raise InvalidArgument(
                     f"loss={shown(self.loss)} gives gradients of shape {np.shape(gradient)} and "
