@@ -48,6 +48,18 @@ Plot = Annotated[Path | None, typer.Option(help="A .png, .svg or .pdf to draw to
 _LAWS = ("gaussian", "two-point", "exponential", "student-t")
 
 
+def _whole(text: str) -> int:
+    """A whole number, as 1000 or 1e3."""
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError(text)
+    return int(number)
+
+
+def _count(about: str) -> Any:
+    return typer.Option(help=about, parser=_whole, metavar="<int>")
+
+
 def _words(*words: str) -> Any:
     """Completion in a shell from a few words."""
     return lambda incomplete: [word for word in words if word.startswith(incomplete)]
@@ -199,12 +211,12 @@ def sweet_spot(
     rare: Annotated[float, typer.Option(help="Of two-point noise: the rare side.")] = 0.1,
     df: Annotated[float, typer.Option(help="Of Student's t: degrees of freedom.")] = 5.0,
     sigma: Annotated[float, typer.Option(help="Noise of one example.")] = 1.0,
-    dimension: Annotated[int, typer.Option(help="Parameters, d.")] = 64,
-    benign_dim: Annotated[int, typer.Option(help="Dimensions of benign noise, n.")] = 32,
+    dimension: Annotated[int, _count("Parameters, d.")] = 64,
+    benign_dim: Annotated[int, _count("Dimensions of benign noise, n.")] = 32,
     start: Annotated[float, typer.Option(help="Gradient norm at the start.")] = 1.0,
-    batch_size: Annotated[int, typer.Option(help="Examples in a mini-batch, B.")] = 64,
+    batch_size: Annotated[int, _count("Examples in a mini-batch, B.")] = 64,
     step_size: Annotated[str, typer.Option(help='A number, or "tuned".')] = "tuned",
-    steps: Annotated[int, typer.Option(help="How many, T.")] = 1000,
+    steps: Annotated[int, _count("How many, T.")] = 1000,
     by: Annotated[
         str,
         typer.Option(
@@ -216,7 +228,7 @@ def sweet_spot(
         ),
     ] = "final",
     replicates: Annotated[
-        int | None, typer.Option(help="Runs for each b; as many as are worth their time.")
+        int | None, _count("Runs for each b; as many as are worth their time.")
     ] = None,
     plot: Plot = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
@@ -259,12 +271,12 @@ def advise(
     gradients: Annotated[
         list[Path], typer.Argument(help="An .npy file [examples, coordinates]; or some in time.")
     ],
-    batch_size: Annotated[int, typer.Option(help="Examples in a mini-batch, B.")] = 64,
+    batch_size: Annotated[int, _count("Examples in a mini-batch, B.")] = 64,
     target: Annotated[
         list[str] | None,
         typer.Option(help='An .npy file, one for each; or "geometric-median" or "mean".'),
     ] = None,
-    steps: Annotated[int, typer.Option(help="How many of training, T.")] = 300,
+    steps: Annotated[int, _count("How many of training, T.")] = 300,
     plot: Plot = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the advice as JSON.")] = False,
@@ -321,7 +333,7 @@ def check_bound(
     largest_step: Annotated[
         str | None, typer.Option(help="A formula for the largest step size it allows.")
     ] = None,
-    problems: Annotated[int, typer.Option(help="How many of the family.")] = 24,
+    problems: Annotated[int, _count("How many of the family.")] = 24,
     plot: Plot = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
@@ -494,7 +506,9 @@ def main() -> None:
         usage = getattr(error, "format_message", None)  # what the parser has to say
         if usage is None:
             raise
-        _fail(f"{_option_meant(error) or ' '.join(usage().split())} (in: {' '.join(sys.argv[1:])})")
+        said = _option_meant(error) or " ".join(usage().split()).rstrip(".")
+        path = getattr(getattr(error, "ctx", None), "command_path", "mbsim")
+        _fail(f"{said} (in: {' '.join(sys.argv[1:])}; {path} --help says more)")
 
 
 def _option_meant(error: Any) -> str:
@@ -502,6 +516,8 @@ def _option_meant(error: Any) -> str:
     wrong, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
     if wrong is None or context is None:
         return ""
+    if context.info_name == "table1":
+        return f"no such option: {wrong}: numbers are given as {wrong.lstrip('-')}=..."
     known = [one.name for one in context.command.params if one.name]
     ours = meant(wrong.lstrip("-"), known)
     return f"no such option: {wrong}: did you mean --{ours.replace('_', '-')}?" if ours else ""

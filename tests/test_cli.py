@@ -379,6 +379,11 @@ def test_numbers_are_aligned_at_the_point(run):
     assert len({line.index(".") for line in rows}) == 1
 
 
+def test_whole_numbers_may_be_written_with_an_exponent(run):
+    known = ("sweet-spot", "--by", "floor", "--step-size", ".1", "--batch-size")
+    assert run(*known, "1e1") == run(*known, "10")
+
+
 def test_a_step_size_that_no_b_can_use_is_one_line_and_exit_2(run):
     code, out, err = run("sweet-spot", "--by", "floor", "--step-size", "50", "--batch-size", "8")
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -397,6 +402,10 @@ def test_a_step_size_that_no_b_can_use_is_one_line_and_exit_2(run):
         (("reproduce", "--n-jobs", "2"), "--n-jobs: did you mean --workers?"),
         (("reproduce", "--output", "x"), "--output: did you mean --out?"),
         (("table1", "lr=1"), "lr (step_size?)"),
+        (("table1", "--p", ".1"), "--p: numbers are given as p=..."),
+        (("check-bound", "Delta/(lr*T)"), "the unknown name 'lr' (step_size?)"),
+        (("advise",), "mbsim advise --help says more"),
+        (("sweet-spot", "--steps", "1.5"), "Invalid value for '--steps'"),
         (("table1", "eta=1", "step_size=1"), "must not be given twice: it is step_size"),
         (("table1", "--noise", "normal"), "noise='normal' must be one of gaussian"),
         (("table1", "--noise", "gaussian", "omegabar=.1"), "mean_weight=0.1 must be left out"),
