@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mbsim.checking.formulas import check_bound as check_bound
     from mbsim.choosing.compare import compare as compare
     from mbsim.choosing.phase_diagram import phase_diagram as phase_diagram
+    from mbsim.choosing.quantities import quantities as quantities
     from mbsim.choosing.sweet_spot import sweet_spot as sweet_spot
     from mbsim.choosing.tuning import simulate as simulate
     from mbsim.drifts.drift import Drift as Drift
@@ -76,6 +77,7 @@ _HOMES = {
     "draw_updates": "mbsim.simulation.run",
     "drift": "mbsim.drifts.drift",
     "phase_diagram": "mbsim.choosing.phase_diagram",
+    "quantities": "mbsim.choosing.quantities",
     "race": "mbsim.gradients.race",
     "reproduce": "mbsim.study.report",
     "simulate": "mbsim.choosing.tuning",
@@ -101,7 +103,9 @@ def __getattr__(name: str) -> Any:
     elif name in _MODULES:
         found = import_module(_MODULES[name])
     else:
-        raise AttributeError(f"module 'mbsim' has no attribute {name!r}")
+        from mbsim._shared.meant import no_such_name
+
+        raise no_such_name("mbsim", name)
     globals()[name] = found
     return found
 

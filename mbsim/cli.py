@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from mbsim._shared.files import replacing
+from mbsim._shared.meant import meant
 from mbsim._shared.records import to_json
 from mbsim._shared.version import __version__
-from mbsim.errors import InvalidArgument, check_integer
+from mbsim.errors import InvalidArgument, check_integer, check_number
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mbsim.problems.noise import NoiseLaw
 
 __all__ = ["main"]
@@ -27,8 +27,7 @@ __all__ = ["main"]
 _INTERRUPTED = 130  # what a shell makes of Ctrl-C
 
 app = typer.Typer(
-    help="Check the theory of micro-batch clipping by simulation.",
-    add_completion=False,
+    help="Does micro-batch clipping help here, at which b, and is the theory right about it?",
     pretty_exceptions_enable=False,
 )
 
@@ -46,6 +45,24 @@ def _root(
 
 
 Plot = Annotated[Path | None, typer.Option(help="A .png, .svg or .pdf to draw to.")]
+_LAWS = ("gaussian", "two-point", "exponential", "student-t")
+
+
+def _whole(text: str) -> int:
+    """A whole number, as 1000 or 1e3."""
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError(text)
+    return int(number)
+
+
+def _count(about: str) -> Any:
+    return typer.Option(help=about, parser=_whole, metavar="<int>")
+
+
+def _words(*words: str) -> Any:
+    """Completion in a shell from a few words."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
 
 def _check_plot(plot: Path | None) -> None:
@@ -63,13 +80,15 @@ def _draw(result: Any, plot: Path | None, **how: Any) -> None:
 
     with plots.style(), replacing(plot, "plot") as file:
         figure = Figure()
-        result.plot(figure.subplots(), **how)
+        result.plot(ax=figure.subplots(), **how)
         figure.savefig(file, format=plot.suffix.lower().lstrip("."), bbox_inches="tight")
 
 
 @app.command()
 def reproduce(
-    out: Annotated[Path, typer.Option(help="Folder for figures and reports.")] = Path("figures"),
+    out: Annotated[Path, typer.Option(help="Folder for figures and reports.")] = Path(
+        "mbsim-report"
+    ),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer steps and replicates.")] = False,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     workers: Annotated[
@@ -81,24 +100,15 @@ def reproduce(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Run every claim and negative control; print the verdicts, write figures and a report."""
-    from rich.table import Table
-
     from mbsim.study import report as reports
 
     report = reports.reproduce(out, quick=quick, rng=seed, workers=workers)
     if json:
         print(to_json(report.to_dict()), end="")
     else:
-        table = Table("claim", "verdict", "decided by", show_lines=False, pad_edge=False)
-        styles = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
-        for name, status, why in report.rows():
-            table.add_row(name, f"[{styles.get(status, 'dim')}]{status}[/]", why)
-        console = _console()
-        console.print(table)
-        console.print(
-            f"{report.seconds['all']:.0f} s; figures are in {out}/; open {out}/report.html",
-            highlight=False,
-        )
+        _print(report)
+        taken = report.seconds["all"]
+        print(f"\n{taken:.0f} s; figures are in {out}; open {out / 'report.html'}")
     surprises = report.surprises()
     for line in surprises:
         print(f"not as expected: {line}", file=sys.stderr)
@@ -106,46 +116,85 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def _console() -> Console:
-    """A console; wide where nobody looks at it, so that no line is broken."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    return console
+def _print(result: object) -> None:
+    """A result in words; what is supported and refuted in colours where somebody looks."""
+    colours = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
+    text = str(result)
+    if sys.stdout.isatty():
+        pattern = rf"\b({'|'.join(colours)})\b"
+        text = re.sub(pattern, lambda word: typer.style(word[0], colours[word[0]]), text)
+    print(text)
 
 
 @app.command()
 def table1(
     values: Annotated[
         list[str] | None,
-        typer.Argument(help="Numbers to fill in, such as steps=1000 sigma=1; none for symbols."),
+        typer.Argument(
+            help="Numbers to fill in, by name or letter: steps=1000 eta=.01; none for symbols."
+        ),
+    ] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(
+            help="A law, such as gaussian: with it all quantities have numbers, of 1/2 |w|^2 where "
+            "none are given, and what rows on clipping need is measured.",
+            autocompletion=_words(*_LAWS),
+        ),
     ] = None,
     plot: Plot = None,
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """The bounds side by side, derived from the paper's assumptions: in symbols, or in numbers."""
     from mbsim.theory import table1 as bounds
+    from mbsim.theory.quantities import by_name
 
     _check_plot(plot)
     table = bounds()
-    known = dict(map(_name_and_number, values or []))
+    known: Any = by_name(dict(map(_name_and_number, values or [])))
+    if noise is not None:
+        known = _filled_in(noise, known)
     if plot is not None:
-        over = {name: number for name, number in known.items() if name != "steps"}
+        over = {name: known[name] for name in known if name != "steps" and name in table.names}
         _draw(table, plot, values=over)
-    if not values and not json:
+    if not known and not json:
         print(table)
         return
-    rows = table.evaluate(**known)
+    rows = table.evaluate(known) if noise is not None else table.evaluate(**known)
     if json:
         print(to_json(rows), end="")
         return
-    for row in rows:
-        print(row.pop("method"))
-        for name, number in row.items():
-            text = f"{number:.6g}" if isinstance(number, float) else str(number)
-            print(f"  {name.replace('_', ' '):<16} {text}")
+    if noise is not None:
+        print(f"{known}\n")
+    print(table.in_numbers(rows))
+    if noise is None and any(row["missing"] for row in rows):
+        print("\nWith --noise gaussian all are filled in, and measured where need be.")
+
+
+def _filled_in(noise: str, given: dict[str, float]) -> Any:
+    """The quantities of one half of |w|^2 with what is given, and what is measured there."""
+    from mbsim.choosing.quantities import quantities
+    from mbsim.problems.draggers import Draggers
+    from mbsim.study.half_square import half_square
+
+    typical = {
+        "initial_gap": 0.5, "sigma": 1.0, "probability": 0.05, "norm_ratio": 20.0, "coherence": 0.0,
+        "benign_dim": 32, "batch_size": 64, "micro_batch_size": 8, "step_size": 0.01, "steps": 1000,
+    }  # fmt: skip
+    now = typical | given
+    if left := sorted(given.keys() - typical.keys()):
+        taken = f"with --noise only {', '.join(typical)} can be given"
+        raise InvalidArgument(f"{left[0]}={given[left[0]]:g} must be left out: {taken}")
+    size = check_integer("benign_dim", now["benign_dim"], minimum=1)
+    problem = half_square(
+        _noise(noise, now["sigma"], rare=0.1, df=5.0),
+        Draggers(**{name: now[name] for name in ("probability", "norm_ratio", "coherence")}),
+        dimension=2 * size + 2,
+        benign_dim=size,
+        grad_norm=math.sqrt(2 * check_number("initial_gap", now["initial_gap"], above=0)),
+    )
+    run: Any = {x: now[x] for x in ("batch_size", "micro_batch_size", "step_size", "steps")}
+    return quantities(problem, **run)
 
 
 @app.command()
@@ -154,26 +203,32 @@ def sweet_spot(
     norm_ratio: Annotated[float, typer.Option(help="Of draggers, c.")] = 20.0,
     coherence: Annotated[float, typer.Option(help="Of draggers, gamma.")] = 0.0,
     noise: Annotated[
-        str, typer.Option(help="gaussian, two-point, exponential or student-t.")
+        str,
+        typer.Option(
+            help="gaussian, two-point, exponential or student-t.", autocompletion=_words(*_LAWS)
+        ),
     ] = "gaussian",
     rare: Annotated[float, typer.Option(help="Of two-point noise: the rare side.")] = 0.1,
     df: Annotated[float, typer.Option(help="Of Student's t: degrees of freedom.")] = 5.0,
     sigma: Annotated[float, typer.Option(help="Noise of one example.")] = 1.0,
-    dimension: Annotated[int, typer.Option(help="Parameters, d.")] = 64,
-    benign_dim: Annotated[int, typer.Option(help="Dimensions of benign noise, n.")] = 32,
+    dimension: Annotated[int, _count("Parameters, d.")] = 64,
+    benign_dim: Annotated[int, _count("Dimensions of benign noise, n.")] = 32,
     start: Annotated[float, typer.Option(help="Gradient norm at the start.")] = 1.0,
-    batch_size: Annotated[int, typer.Option(help="Examples in a mini-batch, B.")] = 64,
+    batch_size: Annotated[int, _count("Examples in a mini-batch, B.")] = 64,
     step_size: Annotated[str, typer.Option(help='A number, or "tuned".')] = "tuned",
-    steps: Annotated[int, typer.Option(help="How many, T.")] = 1000,
+    steps: Annotated[int, _count("How many, T.")] = 1000,
     by: Annotated[
         str,
         typer.Option(
             help="final (where runs end), average (over their steps), bias, bound, certificate, "
-            "floor or simulation."
+            "floor or simulation.",
+            autocompletion=_words(
+                "final", "average", "bias", "bound", "certificate", "floor", "simulation"
+            ),
         ),
     ] = "final",
     replicates: Annotated[
-        int | None, typer.Option(help="Runs for each b; as many as are worth their time.")
+        int | None, _count("Runs for each b; as many as are worth their time.")
     ] = None,
     plot: Plot = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
@@ -201,10 +256,14 @@ def sweet_spot(
         replicates=64 if by == "simulation" and replicates is None else replicates,
         rng=seed,
     )
+    if json:
+        print(to_json(best.to_dict()), end="")
+    if best.micro_batch_size is None:
+        _fail(f"no b of {batch_size} has an answer: {best.reason}")
     _draw(best, plot)
     if not json:
-        print(f"{problem}\n")
-    print(to_json(best.to_dict()) if json else best, end="" if json else "\n")
+        asked = [f"batch size {batch_size}", f"steps {steps}", f"step size {step_size}"]
+        print(f"{problem}\n  {'asked':<12} {', '.join(asked)}, by {by}\n\n{best}")
 
 
 @app.command()
@@ -212,12 +271,12 @@ def advise(
     gradients: Annotated[
         list[Path], typer.Argument(help="An .npy file [examples, coordinates]; or some in time.")
     ],
-    batch_size: Annotated[int, typer.Option(help="Examples in a mini-batch, B.")] = 64,
+    batch_size: Annotated[int, _count("Examples in a mini-batch, B.")] = 64,
     target: Annotated[
         list[str] | None,
         typer.Option(help='An .npy file, one for each; or "geometric-median" or "mean".'),
     ] = None,
-    steps: Annotated[int, typer.Option(help="How many of training, T.")] = 300,
+    steps: Annotated[int, _count("How many of training, T.")] = 300,
     plot: Plot = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the advice as JSON.")] = False,
@@ -274,7 +333,7 @@ def check_bound(
     largest_step: Annotated[
         str | None, typer.Option(help="A formula for the largest step size it allows.")
     ] = None,
-    problems: Annotated[int, typer.Option(help="How many of the family.")] = 24,
+    problems: Annotated[int, _count("How many of the family.")] = 24,
     plot: Plot = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
@@ -290,20 +349,21 @@ def check_bound(
     if json:
         print(to_json(verdict.to_dict()), end="")
         return
-    from rich.table import Table
+    from mbsim._shared import tables
 
-    table = Table("problem", "method", "B", "p", "c", "γ", "η", "T", "left", "right", "left/right")
+    head = ("#", "B", "b", "p", "c", "γ", "η", "T", "left", "right", "ratio")
+    rows: list[tuple[str, ...]] = [head]
     for row in verdict.details["rows"]:
         cells = [f"{row[name]:.3g}" for name in ("p", "c", "gamma", "eta")]
         over = row["left"] / row["right"] if row["right"] else math.inf
-        sides = [f"{row['left']:.4g}", f"{row['right']:.4g}", f"{over:.3g}"]
+        sides = [f"{row['left']:.3g}", f"{row['right']:.3g}", f"{over:.3g}"]
         if row["why_not"]:
-            sides = ["", "", "not applicable"]
-        table.add_row(
-            str(row["problem"]), row["method"], str(row["B"]), *cells, str(row["T"]), *sides
-        )
-    _console().print(table)
-    print(verdict)
+            sides = ["does", "not", "apply"]
+        size = "SGD" if row["method"] == "SGD" else str(row["b"])
+        rows.append((str(row["problem"]), str(row["B"]), size, *cells, str(row["T"]), *sides))
+    print(*tables.as_text(rows, align=">>>....>...", gap=" "), sep="\n")
+    print("left: the mean of |gradient|^2 in simulation; right: the formula\n")
+    _print(verdict)
 
 
 @app.command()
@@ -316,6 +376,7 @@ def study(
     only: Annotated[
         list[str] | None, typer.Option(help="One table; again for more. All, unless told.")
     ] = None,
+    plot: Plot = None,
     json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
 ) -> None:
     """A long study, begun again where it was cut off: `tilt`, some minutes."""
@@ -323,12 +384,14 @@ def study(
 
     if what != "tilt":
         raise InvalidArgument(f"study={what!r} must be tilt")
+    _check_plot(plot)
     verdicts = whole(out, rng=seed, only=only)
+    _draw(next(iter(verdicts.values())), plot)
     if json:
         print(to_json({name: one.to_dict() for name, one in verdicts.items()}), end="")
         return
     for name, verdict in verdicts.items():
-        print(f"{name}: {verdict}" if name.startswith("control") else verdict)
+        _print(f"{name}:\n{verdict}" if name.startswith("control") else verdict)
 
 
 @app.command()
@@ -348,12 +411,14 @@ def sweep(
         float | None, typer.Option(help="Seconds that 256 replicates of a cell may take.")
     ] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for who holds the store.")] = 0.0,
+    plot: Plot = None,
     json: Annotated[bool, typer.Option("--json", help="Print all that is known as JSON.")] = False,
 ) -> None:
     """Run a grid of problems and methods, or what is left of it. Exit 1 if a cell failed."""
     from mbsim.sweeps import runner
     from mbsim.sweeps.grid import Grid
 
+    _check_plot(plot)
     cells = Grid.from_toml(grid)
     try:
         with runner.cluster(scheduler) if scheduler else nullcontext((None, None)) as (pool, size):
@@ -368,23 +433,37 @@ def sweep(
             )
     except KeyboardInterrupt as stop:
         _fail("; ".join(["interrupted", *getattr(stop, "__notes__", ())]), _INTERRUPTED)
+    _draw(found, plot, x=next(iter(found.grid.axes), ""), incomplete=True)
     print(to_json(found.to_dict()) if json else found, end="" if json else "\n")
     if not found.complete or "diverged" in found.counts:
         raise typer.Exit(1)
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    plot: Plot = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
     """What micro-batch clipping does, and when it does not help: a few seconds, one picture."""
-    from mbsim.study.demo import demo as pieces
+    from mbsim.study import demo as shows
 
-    for piece in pieces():
-        print(piece, flush=True)
+    _check_plot(plot)
+    found: dict[str, Any] = {}
+    if not json:
+        print(shows.HEAD)
+    for what, both in shows.cases():
+        if not found:
+            _draw(both, plot)
+        found[what] = both.to_dict()
+        if not json:
+            print(shows.told(what, both, picture=len(found) == 1), flush=True)
+    print(to_json(found) if json else shows.FOOT, end="" if json else "\n")
 
 
 @app.command()
 def explore(
     path: Annotated[bool, typer.Option("--path", help="Print where it is; open nothing.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print where it is as JSON.")] = False,
 ) -> None:
     """Open the explorer: one page to turn b, draggers and noise, and see what clipping does."""
     import webbrowser
@@ -392,8 +471,8 @@ def explore(
     from mbsim.study.explorer import explorer_page
 
     page = explorer_page()
-    print(page)
-    if not path:
+    print(to_json({"path": str(page)}) if json else page, end="" if json else "\n")
+    if not (path or json):
         webbrowser.open(page.as_uri())
 
 
@@ -427,9 +506,23 @@ def main() -> None:
         usage = getattr(error, "format_message", None)  # what the parser has to say
         if usage is None:
             raise
-        _fail(f"{' '.join(usage().split())} (in: {' '.join(sys.argv[1:])})")
+        said = _option_meant(error) or " ".join(usage().split()).rstrip(".")
+        path = getattr(getattr(error, "ctx", None), "command_path", "mbsim")
+        _fail(f"{said} (in: {' '.join(sys.argv[1:])}; {path} --help says more)")
 
 
-def _fail(message: str, code: int = 2) -> None:
+def _option_meant(error: Any) -> str:
+    """For an option that there is not, the one of the same meaning; "" if none is known."""
+    wrong, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if wrong is None or context is None:
+        return ""
+    if context.info_name == "table1":
+        return f"no such option: {wrong}: numbers are given as {wrong.lstrip('-')}=..."
+    known = [one.name for one in context.command.params if one.name]
+    ours = meant(wrong.lstrip("-"), known)
+    return f"no such option: {wrong}: did you mean --{ours.replace('_', '-')}?" if ours else ""
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"mbsim: {message}", file=sys.stderr)
     sys.exit(code)

@@ -42,8 +42,10 @@ _MOST = 2**53
 
 
 def check_integer(name: str, value: Any, *, minimum: int) -> int:
-    """`value` as an int, at least `minimum` and at most 2⁵³; a bool or a float is refused."""
+    """`value` as an int, at least `minimum` and at most 2⁵³; 1e3 is one, a bool is not."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))
+    if isinstance(value, (float, np.floating)):
+        whole = float(value).is_integer()
     if not whole or int(value) < minimum:
         raise InvalidArgument(f"{name}={shown(value)} must be an integer of at least {minimum}")
     if int(value) > _MOST:

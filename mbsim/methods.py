@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from mbsim._shared.meant import answering
 from mbsim._shared.values import set_field
 from mbsim.clipping import NoClipping, Rule, SmallestNorm, check_rule_argument
 from mbsim.errors import InvalidArgument, check_divides, check_integer, shown
@@ -26,6 +27,7 @@ class Method(Protocol):
         ...
 
 
+@answering
 @dataclass(frozen=True)
 class SGD:
     """Mini-batch SGD: the mean gradient of the batch, nothing clipped.
@@ -48,6 +50,7 @@ class SGD:
         return "SGD"
 
 
+@answering
 @dataclass(frozen=True)
 class MicroBatchClipping:
     """Micro-batches of b examples, averaged, clipped by a rule and averaged again.

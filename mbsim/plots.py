@@ -71,12 +71,17 @@ def on(ax: Axes | None) -> Iterator[Axes]:
     ...     axes is given
     True
     """
+    import matplotlib as mpl
+
     with style():
         if ax is None:
             from matplotlib import pyplot
 
             ax = pyplot.subplots()[1]
         yield ax
+        interactive = mpl.is_interactive()
+    # The backend of a notebook wakes with its first figure; it is not to fall asleep again.
+    mpl.interactive(interactive)
 
 
 def pictures(name: str, draw: Callable[[Figure, Any], None], data: Any) -> dict[str, bytes]:

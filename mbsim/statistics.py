@@ -70,6 +70,10 @@ class Interval:
         return self.low <= number <= self.high
 
     def __str__(self) -> str:
+        if math.isnan(self.estimate):
+            return "no number"
+        if math.isinf(self.low) and math.isinf(self.high):
+            return f"{self.estimate:.4g} (no interval)"
         return f"{self.estimate:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 

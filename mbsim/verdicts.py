@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mbsim import plots
+from mbsim._shared import tables
 from mbsim._shared.values import set_field
 from mbsim.errors import InvalidArgument, shown
 from mbsim.statistics import Interval
@@ -218,11 +219,13 @@ class Verdict:
         return axes
 
     def __str__(self) -> str:
-        head = f"{self.claim}: {self.status}\n  {self.statement}"
+        rows = [self.statement]
         if self.not_applicable:
-            return f"{head}\n  {self.not_applicable}"
-        power = [f"  power: {self.power}"] if self.power else []
-        return "\n".join([head, *(f"  {c}" for c in self.comparisons), *power])
+            rows.append(self.not_applicable)
+        else:
+            rows += [*map(str, self.comparisons), *([f"power: {self.power}"] if self.power else [])]
+        lines = (line for row in rows for line in tables.as_text([(row,)]))
+        return "\n".join([f"{self.claim}: {self.status}", *(f"  {line}" for line in lines)])
 
     __repr__ = __str__
 
@@ -325,8 +328,10 @@ class Answer:
             "reason": self.reason,
             "rests on": self.rests_on,
         }
-        lines = [f"  {self.advice}", *(f"  {name:<11} {text}" for name, text in rows.items())]
-        return "\n".join([self.question, *lines])
+        lines = [*tables.as_text([(self.advice,)]),
+                 *tables.as_text(list(rows.items()), least=(11,), gap=" ")]  # fmt: skip
+        question = tables.as_text([(self.question,)], width=80)
+        return "\n".join([*question, *(f"  {line}" for line in lines)])
 
 
 def _ratio(comparison: Comparison) -> float | None:

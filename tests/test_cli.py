@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,11 @@ import processes
 import pytest
 
 from mbsim import cli
+from mbsim.statistics import Interval
 from mbsim.study import report as reports
+from mbsim.verdicts import Comparison, Verdict
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -175,6 +180,7 @@ def test_ctrl_c_says_so(run, monkeypatch):
 @pytest.mark.parametrize(
     "arguments",
     [
+        ("demo",),
         ("sweet-spot", "--by", "floor", "--step-size", "0.1", "--batch-size", "16"),
         ("table1", "initial_gap=1", "smoothness=1", "sigma=1", "batch_size=8", "steps=9"),
         ("check-bound", "2*Delta/(eta*T) + 9*L*sigma**2/B", "--problems", "2"),
@@ -249,3 +255,182 @@ def test_bad_advice_is_one_line_and_exit_2(run, tmp_path, monkeypatch, arguments
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------- 80 columns
+
+
+def width(text):
+    """The columns that the widest line takes; a mark above a letter takes none."""
+    lines = text.splitlines()
+    return max((sum(not unicodedata.combining(x) for x in line) for line in lines), default=0)
+
+
+@pytest.fixture
+def committed(monkeypatch):
+    """``reproduce`` that gives the committed report at once."""
+    plain = json.loads((ROOT / "figures" / "report.json").read_text("utf-8"))
+
+    def comparison(found):
+        low, high = (np.nan if x is None else x for x in found["interval"])
+        limit, estimate = found["limit"], found["estimate"]
+        sure = {"standard_error": 0.0, "false_positive_rate": 0.01, "df": 9.0}
+        return Comparison(
+            what=found["what"],
+            measured=Interval(estimate=estimate, low=low, high=high, **sure),
+            relation=found["relation"],
+            limit=tuple(limit) if isinstance(limit, list) else limit,
+        )
+
+    def verdict(found):
+        whole = [c for c in found["comparisons"] if None not in (c["estimate"], c["limit"])]
+        names = ("claim", "statement", "not_applicable", "seed")
+        comparisons = tuple(map(comparison, whole))
+        return Verdict(**{n: found[n] for n in names}, comparisons=comparisons)
+
+    report = reports.Report(
+        verdicts=tuple(map(verdict, plain["verdicts"])),
+        controls=tuple((one["without"], verdict(one)) for one in plain["controls"]),
+        trajectories={}, quick=False, rng=0, made_with={}, seconds={"all": 120.0},
+    )  # fmt: skip
+    monkeypatch.setattr(reports, "reproduce", lambda *a, **k: report)
+    monkeypatch.setattr("mbsim.study.tilted_tables.whole", lambda *a, **k: {
+        v.claim: v for v in report.verdicts[:3]})  # fmt: skip
+    return report
+
+
+SWEEP = """
+seed = 0
+replicates = 8
+[problem]
+loss = {kind = "Quadratic", eigenvalues = [1.0, 0.5, 0.25, 0.1]}
+noise = {kind = "Gaussian", sigma = 1.0}
+benign_dim = 2
+start = [1.0, 1.0, 1.0, 1.0]
+[method]
+batch_size = 8
+steps = 10
+[axes]
+micro_batch_size = [1, 2, 8]
+step_size = [0.05, 0.1]
+"""
+
+COMMANDS = {
+    "reproduce": ["reproduce"],
+    "table1": ["table1"],
+    "table1 in numbers": ["table1", "Delta=1", "L=1", "sigma=1", "B=8", "T=900", "eta=.1"],
+    "table1 --noise": ["table1", "--noise", "student-t", "b=4", "B=16"],
+    "sweet-spot": ["sweet-spot", "--steps", "30", "--batch-size", "16", "--noise", "two-point"],
+    "sweet-spot --by": ["sweet-spot", "--by", "bound", "--step-size", "0.01"],
+    "advise": ["advise", "grads.npy", "--batch-size", "8", "--steps", "20"],
+    "check-bound": ["check-bound", "9*Delta/(eta*T*q) + 9*sigma**2*c**2", "--problems", "2"],
+    "study": ["study", "tilt"],
+    "sweep": ["sweep", "grid.toml", "--store", "store.sqlite"],
+    "demo": ["demo"],
+    "explore": ["explore", "--path"],
+}  # fmt: skip
+
+
+def test_every_command_is_tried():
+    assert {words[0] for words in COMMANDS.values()} == {
+        command.name or command.callback.__name__.replace("_", "-")
+        for command in cli.app.registered_commands
+    }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.usefixtures("committed")
+def test_every_command_fits_80_columns_and_has_json(run, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    gradients = 0.2 + np.random.default_rng(0).standard_normal((100, 8))
+    np.save("grads.npy", gradients)
+    (tmp_path / "grid.toml").write_text(SWEEP, "utf-8")
+    code, out, _ = run(*COMMANDS[name])
+    assert code == 0
+    assert out.strip()
+    if name != "explore":  # a path is as long as it is
+        assert width(out) <= 80, max(out.splitlines(), key=len)
+    assert "nan" not in out
+    words = [word for word in COMMANDS[name] if word != "--path"]
+    code, out, _ = run(*words, "--json")
+    assert code == 0
+    json.loads(out)
+    code, out, _ = run(words[0], "--help")
+    assert "--json" in out
+    assert width(out) <= 80
+    if words[0] not in ("reproduce", "explore"):  # which draws all there is; and is a picture
+        assert "--plot" in out
+
+
+@pytest.mark.usefixtures("committed")
+def test_controls_stand_apart_from_claims(run):
+    claims, _, controls = run("reproduce")[1].partition("Negative controls")
+    assert "sgd-same-rate" in claims
+    assert "no draggers" not in claims
+    assert "clipping-ahead-early" in controls
+    assert "without what it rests on, no claim must be supported" in controls
+
+
+def test_numbers_are_aligned_at_the_point(run):
+    out = run("sweet-spot", "--by", "floor", "--step-size", "0.1", "--batch-size", "16")[1]
+    rows = [line for line in out.splitlines() if line.strip()[:1].isdigit()]
+    assert len(rows) == 5
+    assert len({line.index(".") for line in rows}) == 1
+
+
+def test_whole_numbers_may_be_written_with_an_exponent(run):
+    known = ("sweet-spot", "--by", "floor", "--step-size", ".1", "--batch-size")
+    assert run(*known, "1e1") == run(*known, "10")
+
+
+def test_a_step_size_that_no_b_can_use_is_one_line_and_exit_2(run):
+    code, out, err = run("sweet-spot", "--by", "floor", "--step-size", "50", "--batch-size", "8")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "which allows most, usable is η below" in err
+    code, out, err = run("sweet-spot", "--by", "floor", "--step-size", "50", "--json")
+    assert code == 2
+    assert json.loads(out)["micro_batch_size"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("sweet-spot", "--p", ".1"), "--p: did you mean --probability?"),
+        (("sweet-spot", "--lr", ".1"), "--lr: did you mean --step-size?"),
+        (("sweet-spot", "-B", "8"), "-B: did you mean --batch-size?"),
+        (("reproduce", "--n-jobs", "2"), "--n-jobs: did you mean --workers?"),
+        (("reproduce", "--output", "x"), "--output: did you mean --out?"),
+        (("table1", "lr=1"), "lr (step_size?)"),
+        (("table1", "--p", ".1"), "--p: numbers are given as p=..."),
+        (("check-bound", "Delta/(lr*T)"), "the unknown name 'lr' (step_size?)"),
+        (("advise",), "mbsim advise --help says more"),
+        (("sweet-spot", "--steps", "1.5"), "Invalid value for '--steps'"),
+        (("table1", "eta=1", "step_size=1"), "must not be given twice: it is step_size"),
+        (("table1", "--noise", "normal"), "noise='normal' must be one of gaussian"),
+        (("table1", "--noise", "gaussian", "omegabar=.1"), "mean_weight=0.1 must be left out"),
+    ],
+)
+def test_an_option_under_another_name_is_answered_with_what_was_meant(run, words, meant):
+    code, out, err = run(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert meant in err
+
+
+def test_table_1_has_numbers_for_clipping(run):
+    code, out, err = run("table1", "--noise", "gaussian", "p=.02", "b=16", "--json")
+    assert (code, err) == (0, "")
+    rows = {row["method"]: row for row in json.loads(out)}
+    assert rows["clipping, any noise"]["missing"] == []
+    assert rows["clipping, any noise"]["bound"] > rows["SGD with draggers"]["bound"] > 0
+    assert rows["clipping, concentrated norms"]["tuned_bound"] > 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_there(shell):
+    code = "import sys; sys.argv = ['mbsim']; from mbsim.cli import app; app(prog_name='mbsim')"
+    environment = processes.environment() | {"_MBSIM_COMPLETE": f"source_{shell}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert "_MBSIM_COMPLETE" in done.stdout, done.stderr

@@ -82,3 +82,7 @@ def test_notebooks_are_committed_executed_small_and_without_machine_paths(path):
         if cell.cell_type == "code":
             assert cell.execution_count is not None
             assert not any(output.output_type == "error" for output in cell.outputs)
+            if (
+                ".plot(" in cell.source and path.stem != "09_sweeps"
+            ):  # which has no figure of pyplot's
+                assert any("image/png" in output.get("data", {}) for output in cell.outputs)

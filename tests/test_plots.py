@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib import pyplot
@@ -52,6 +53,14 @@ def test_a_new_figure_is_pyplots_and_stays_open(run):
     opened = set(pyplot.get_fignums()) - set(before)
     assert [pyplot.figure(number) for number in opened] == [drawn.get_figure()]
     pyplot.close(drawn.get_figure())
+
+
+def test_a_notebook_that_wakes_with_its_first_figure_stays_awake(ax):
+    assert not matplotlib.is_interactive()
+    with plots.on(ax):
+        matplotlib.interactive(True)  # as the inline backend does, when it is first asked
+    assert matplotlib.is_interactive()
+    matplotlib.interactive(False)
 
 
 def test_a_run_is_its_mean_with_the_interval_of_its_replicates(run, ax):
@@ -203,6 +212,25 @@ def test_assumptions_stand_beside_their_null(ax):
     np.testing.assert_array_equal(measured[:count], [x.interval.estimate for x in found.measured])
     np.testing.assert_array_equal(null[:count], [x.null.estimate for x in found.measured])
     assert "% interval" in ax.get_xlabel()
+
+
+def test_checks_along_training_are_one_number_over_the_snapshots(ax):
+    rng = np.random.default_rng(0)
+    snapshots = [0.3 + rng.standard_normal((60, 12)) for _ in range(3)]
+    for size, gradients in zip((4, 8, 16), snapshots, strict=True):
+        gradients[:10] *= size
+    found = mbsim.check_assumptions(snapshots, is_dragger=np.arange(60) < 10)
+    assert found.plot(ax) is ax
+    ratios = found["norm_ratio"]
+    np.testing.assert_array_equal(ax.lines[0].get_xydata().T[0], [1, 2, 3])
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [x.estimate for x in ratios])
+    segments = ax.collections[0].get_segments()
+    np.testing.assert_allclose([s[:, 1] for s in segments], [(x.low, x.high) for x in ratios])
+    assert "norm ratio" in ax.get_ylabel()
+    assert "% interval" in ax.get_ylabel()
+    found.plot(Figure().subplots(), quantity="probability")
+    with pytest.raises(mbsim.InvalidArgument, match="quantity='lengths' must be one of"):
+        found.plot(ax, quantity="lengths")
 
 
 def test_tuned_accuracy_has_its_interval_over_splits(ax):

@@ -1,4 +1,4 @@
-"""Progress on standard error for what runs longer than two seconds, if anybody watches."""
+"""Progress on standard error: a bar in a terminal; elsewhere a line, at ever longer intervals."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from typing import Any
 __all__ = ["Progress", "progress", "quiet"]
 
 _PATIENCE = 2.0
+_FIRST_LINE = 20.0  # and the next ones when twice as much time has gone by
 _busy: ContextVar[bool] = ContextVar("mbsim_progress", default=False)
 
 
 class Progress:
-    """Counts work done; draws a bar once the work has lasted two seconds."""
+    """Counts work done; after two seconds it draws a bar, or after twenty writes a line."""
 
-    def __init__(self, total: float | None, text: str, *, shown: bool) -> None:
-        self._total, self._text, self._shown = total, text, shown
+    def __init__(self, total: float | None, text: str, *, shown: bool, lines: bool = False) -> None:
+        self._total, self._text, self._shown, self._lines = total, text, shown, lines
+        self._next = _FIRST_LINE
         self._since = self._known = time.monotonic()
         self._completed = 0.0
         self._bar: Any = None
@@ -29,6 +31,10 @@ class Progress:
         self._text, now = text or self._text, time.monotonic()
         if completed > self._completed:
             self._completed, self._known = completed, now
+        if self._lines and now - self._since >= self._next:
+            self._next = 2 * (now - self._since)
+            share = f"{completed / self._total:.0%}, " if self._total else ""
+            print(f"mbsim: {self._text}: {share}{self._left(now)}", file=sys.stderr, flush=True)
         if not self._shown or now - self._since < _PATIENCE:
             return
         if self._bar is None:
@@ -70,11 +76,12 @@ def quiet() -> None:
 
 @contextmanager
 def progress(total: float | None, text: str) -> Iterator[Progress]:
-    """A progress bar for the body; silent inside another one, and where stderr is no terminal.
+    """A progress bar for the body, or lines where stderr is no terminal; silent inside another one.
 
     A total of None is one that is not known.
     """
-    bar = Progress(total, text, shown=sys.stderr.isatty() and not _busy.get())
+    outermost, watched = not _busy.get(), sys.stderr.isatty()
+    bar = Progress(total, text, shown=outermost and watched, lines=outermost and not watched)
     token = _busy.set(True)
     try:
         yield bar

@@ -30,6 +30,7 @@ from mbsim.drifts.steps import (
 )
 from mbsim.errors import InvalidArgument, check_integer, check_number, shown
 from mbsim.problems.setting import Setting
+from mbsim.simulation.run import Run
 from mbsim.statistics import Interval
 from mbsim.theory.bound import Bound, Subject
 from mbsim.theory.formula import as_text
@@ -99,6 +100,13 @@ def check(
     'supported'
     """
     seed = check_integer("rng", rng, minimum=0)
+    if not isinstance(bound, (Bound, Certificate, Refusal)):
+        how = "a bound such as mbsim.theory.sgd_bound(), or a certificate"
+        if isinstance(bound, str):
+            how += "; mbsim.theory.formula_bound makes one from text"
+        elif isinstance(bound, Run):
+            how += "; it goes first, and the run second"
+        raise InvalidArgument(f"bound={shown(bound)} must be {how}")
     return Examination(run=run, rng=seed).verdict(
         bound, gate=gate, false_positive_rate=false_positive_rate, known=known
     )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.random import SeedSequence
 
+from mbsim._shared.meant import answering
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child
 from mbsim.checking.check import NEAR, Examination
@@ -35,6 +36,7 @@ _REPLICATES, _MOST_DRAWN, _LOOKS = 128, 2**27, 3
 _DOUBLINGS, _NO_NEARER = 2, 0.05
 
 
+@answering
 def check_bound(
     formula: str,
     *,

@@ -9,6 +9,7 @@ from numpy.random import Generator, SeedSequence
 
 from mbsim import plots, statistics
 from mbsim._shared import tables
+from mbsim._shared.meant import answering
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
@@ -72,18 +73,45 @@ class MethodComparison:
 
     def __str__(self) -> str:
         how = "paired: the same examples" if self.paired else "unpaired: examples of the same law"
-        rows = [("method", "mean ‖g‖² over the run", "minus the first")]
+        rows = [("method", "mean ‖∇L‖² over the run", "minus the first")]
         step_sizes = {run.step_size for run in self.runs}
         for number, run in enumerate(self.runs):
-            mean = statistics.mean(run.mean_grad_norm_sq, false_positive_rate=0.01)
-            against = str(self.difference(number, 0)) if number else ""
+            gone = int(run.diverged.sum())
+            mean = (
+                f"none: {gone} of {run.replicates} replicates diverged"
+                if gone
+                else str(statistics.mean(run.mean_grad_norm_sq, false_positive_rate=0.01))
+            )
+            compared = number and not gone and not self.runs[0].diverged.any()
+            against = str(self.difference(number, 0)) if compared else ""
             tuned = f", η = {run.step_size:.3g}" if len(step_sizes) > 1 else ""
-            rows.append((f"{run.method}{tuned}", str(mean), against))
+            rows.append((f"{run.method}{tuned}", mean, against))
         return "\n".join([f"Comparison ({how}; 99 % intervals)", *tables.as_text(rows)])
 
     __repr__ = __str__
 
+    def to_dict(self) -> dict[str, Any]:
+        """What it found as plain data: for each method the mean, and the first one's taken off."""
+        rows = []
+        for number, run in enumerate(self.runs):
+            mean = statistics.mean(run.mean_grad_norm_sq, false_positive_rate=0.01)
+            against = self.difference(number, 0) if number else statistics.exactly(0.0)
+            rows.append(
+                {
+                    "method": str(run.method),
+                    "step_size": run.step_size,
+                    "replicates": run.replicates,
+                    "diverged": int(run.diverged.sum()),
+                    "mean_grad_norm_sq": mean.estimate,
+                    "interval": [mean.low, mean.high],
+                    "minus_the_first": against.estimate,
+                    "minus_the_first_interval": [against.low, against.high],
+                }
+            )
+        return {"paired": self.paired, "rows": rows}
 
+
+@answering
 def compare(
     problem: Problem | FiniteProblem,
     methods: Sequence[Method],

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim import plots
+from mbsim._shared.meant import answering
 from mbsim._shared.progress import progress
 from mbsim._shared.values import value
 from mbsim.choosing.sweet_spot import sweet_spot
@@ -91,6 +92,7 @@ class PhaseDiagram:
     __repr__ = __str__
 
 
+@answering
 def phase_diagram(
     problem: Problem,
     *,

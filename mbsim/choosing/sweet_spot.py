@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -42,13 +43,14 @@ from numpy.typing import NDArray
 
 from mbsim import plots, statistics
 from mbsim._shared import tables
+from mbsim._shared.meant import answering
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
 from mbsim.choosing.ends import Ends
+from mbsim.choosing.quantities import measured_anywhere
 from mbsim.choosing.tuning import check_step_size
 from mbsim.drifts.drift import Drift, drift
-from mbsim.drifts.steps import measured_values, norms_near_atoms, step_sample
 from mbsim.errors import InvalidArgument, check_integer, divisors, shown
 from mbsim.gradients.advice import advise
 from mbsim.gradients.measured import MeasuredProblem
@@ -82,7 +84,7 @@ _UNITS = {
     "bias": "bias β_b²",
     "bound": "bound on the mean ‖∇L‖²",
     "certificate": "bound on the mean ‖∇L‖²",
-    "floor": "‖∇L‖² it stops at",
+    "floor": "‖∇L‖ it stops at",
     "simulation": "mean ‖∇L‖²",
 }
 
@@ -193,12 +195,16 @@ class SweetSpot:
 
     def __str__(self) -> str:
         best = "no b" if self.micro_batch_size is None else f"b = {self.micro_batch_size}"
-        lines = [f"SweetSpot by {self.by}: {best} of {self.batch_size} ({self.reason})"]
+        lines = tables.as_text(
+            [(f"SweetSpot by {self.by}: {best} of {self.batch_size} ({self.reason})",)], width=80
+        )
+        if self.micro_batch_size is None:
+            return "\n".join(lines)  # the reason has been said
         if self.answer is not None:
             lines = str(self.answer).splitlines()
         if self.continuous is not None:
             lines.append(f"  lowest at b = {self.continuous:.4g} if it need not be whole")
-        rows = tables.as_text([self._head, *self._rows()], align=">>>", least=(6, 10))
+        rows = tables.as_text([self._head, *self._rows()], align=">..", least=(6, 10))
         return "\n".join([*lines, *(f"  {row.rstrip()}" for row in rows)])
 
     __repr__ = __str__
@@ -208,6 +214,7 @@ class SweetSpot:
         return tables.as_html(self._rows(), head=self._head, caption=title)
 
 
+@answering
 def sweet_spot(
     problem: Problem | MeasuredProblem,
     *,
@@ -278,6 +285,10 @@ def sweet_spot(
     asked = None if step_size is None else check_step_size(step_size)
     horizon = 0 if steps is None else check_integer("steps", steps, minimum=1)
     samples = 2 if replicates is None else check_integer("replicates", replicates, minimum=2)
+    if replicates is not None and by not in ("simulation", *_LEVELS):
+        raise InvalidArgument(
+            f"replicates={shown(replicates)} must be left out for by={by!r}: it simulates nothing"
+        )
     seed = seed_sequence(0 if rng is None else rng)
     if isinstance(problem, MeasuredProblem):
         _check_measured(by, step_size, replicates)
@@ -312,6 +323,8 @@ def sweet_spot(
                     step_sizes[b] = η
             bar.update(number + 1)
     best, tied, reason = _best(values)
+    if best is None and isinstance(asked, float):
+        reason += _usable(problem, batch, asked, seed)
     return SweetSpot(
         by=by,
         batch_size=batch,
@@ -369,8 +382,10 @@ def _ended(by: str, ends: Ends) -> SweetSpot:
             if gone:
                 values[b] = Refusal(f"{gone} of {found.size} replicates diverged", of="level")
         else:
-            values[b] = Refusal("not looked at: the search ended nearer to the best", of="level")
+            values[b] = Refusal("not looked at (far from the best)", of="level")
     best, tied, reason = _best(values)
+    if best is None and ends.step_size:
+        reason += _usable(ends.problem, ends.batch, ends.step_size, ends.seed)
     return SweetSpot(
         by=by,
         batch_size=ends.batch,
@@ -379,7 +394,7 @@ def _ended(by: str, ends: Ends) -> SweetSpot:
         reason=reason,
         curve={b: _mean(found) for b, found in values.items()},
         why_not={b: found.reason for b, found in values.items() if isinstance(found, Refusal)},
-        step_sizes={b: step_size for b, (step_size, _) in sorted(ends.best.items())},
+        step_sizes={b: float(step_size) for b, (step_size, _) in sorted(ends.best.items())},
         intervals=_intervals(values),
         answer=None if best is None else _answer(by, ends, best, tied, values),
     )
@@ -447,6 +462,19 @@ def _stopped(problem: Problem) -> str:
         return "they pull harder than the others at every gradient norm, so that SGD never descends"
     stops = f"{level.evaluate(**known):.3g}"
     return f"they pull against the gradient, which stops SGD at a norm of {stops}"
+
+
+def _usable(problem: Problem, batch: int, step_size: float, seed: SeedSequence) -> str:
+    """Which step sizes are usable, where none of the b can use this one; "" if that is not it."""
+    usable: dict[int, float] = {}
+    for b in divisors(batch):
+        with suppress(InvalidArgument):  # a law that has no drift
+            setting = Setting(problem, MicroBatchClipping(b), batch)
+            usable[b] = _drift(setting, seed).largest_step_size
+    b = max(usable, key=lambda one: usable[one], default=0)
+    if not b or step_size < usable[b]:
+        return ""
+    return f"; at b = {b}, which allows most, usable is η below {usable[b]:.3g}"
 
 
 def _mean(found: Value) -> float:
@@ -536,7 +564,8 @@ def _value(
     floor = one.floor(step_size=setting.step_size)
     if math.isfinite(floor):
         return floor
-    return Refusal("the step size is too large: large gradients grow", of="floor")
+    usable = f"usable is η below {one.largest_step_size:.3g}"
+    return Refusal(f"the step size is too large: {usable}", of="floor")
 
 
 def _bound(setting: Setting, seed: SeedSequence) -> float | Refusal:
@@ -545,12 +574,8 @@ def _bound(setting: Setting, seed: SeedSequence) -> float | Refusal:
     values, problem, b = setting.quantities(), setting.problem, setting.micro_batch_size
     if b == setting.batch_size:
         return _evaluated(sgd_bound(), values)
-    bound, sigma = clipping_bound(), problem.noise.sigma
-    sample = step_sample(problem, b, batch_size=setting.batch_size, rng=seed, draws=2**13)
-    # ω is a function of r/σ that levels off at both ends.
-    norms = (sigma or 1.0) * np.geomspace(1e-2 / math.sqrt(b), 1e2, 16)
-    norms = np.union1d(norms, norms_near_atoms(problem, b))
-    measured = measured_values(bound.names, sample, norms, false_positive_rate=1e-3)
+    bound = clipping_bound()
+    measured = measured_anywhere(bound.names, problem, b, batch_size=setting.batch_size, rng=seed)
     if measured["mean_weight"] < 1e-9:  # 0 but for rounding
         return Refusal("the weight ω is not told from 0 at some gradient norm", of="bound")
     return _evaluated(bound, values | measured)

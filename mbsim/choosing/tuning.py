@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.random import Generator, SeedSequence
 
+from mbsim._shared.meant import answering
 from mbsim._shared.seeds import seed_sequence
 from mbsim.errors import InvalidArgument, check_integer, check_number, shown
 from mbsim.methods import Method
@@ -57,6 +58,7 @@ def step_size_for(
     return drift(one, method, batch_size=batch_size, rng=rng).tuned_step_size(steps=steps)
 
 
+@answering
 def simulate(
     problem: Problem | FiniteProblem | MeasuredProblem,
     method: Method,

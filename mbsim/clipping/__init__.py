@@ -15,6 +15,9 @@ that it is compared with. Where the sum of clipped micro-batches is written inst
 its step size is ours divided by m.
 """
 
+from typing import NoReturn
+
+from mbsim._shared.meant import no_such_name as no_such_name
 from mbsim.clipping.algorithm import apply, update
 from mbsim.clipping.rules import (
     FixedNorm,
@@ -42,3 +45,7 @@ __all__ = [
     "apply",
     "update",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    raise no_such_name("mbsim.clipping", name)

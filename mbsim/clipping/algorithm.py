@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mbsim._shared.meant import answering
 from mbsim.clipping.blocks import average, measured_norms
 from mbsim.clipping.rules import Rule, SmallestNorm, check_rule_argument, namespace
 from mbsim.errors import (
@@ -74,6 +76,7 @@ def apply(
     )
 
 
+@answering
 def update(
     per_example_gradients: Any,
     micro_batch_size: int,
@@ -91,7 +94,8 @@ def update(
         per_example_gradients: real numbers of shape ``[..., B, d]``; leading axes are independent
             steps. Or a tree of blocks ``[B, …]``, as in :func:`apply`: so the gradients of a layer,
             ``[B, out, in]``, go in as ``[x]`` or ``{"weight": x}``. By themselves they are B steps
-            of `out` examples.
+            of `out` examples; where B = out the answer has the shape of the layer all the same, and
+            a warning says so.
         micro_batch_size: b; it must divide B.
         rule: the clipping rule; :class:`SmallestNorm` if none is given.
         weights: n_j, as in :func:`apply`; or of each example, ``[B]`` or ``[..., B]``: then X_j is
@@ -139,6 +143,8 @@ def _clipped(
         listed = " and ".join(sorted(libraries))
         raise InvalidArgument(f"{name} must be arrays of one library, and has those of {listed}")
     leading, examples = _axes(name, unit, [tuple(x.shape) for x in blocks], tree)
+    if leading and unit == "example":
+        _say_if_a_layer(blocks[0].shape)
     m = check_divides(size, examples)
     split, rest = (math.prod(leading), m, examples // m), 1 + len(leading)
     parts = [x.reshape(*split, math.prod(x.shape[rest:])) for x in blocks]
@@ -153,6 +159,19 @@ def _clipped(
 
 
 # ---------------------------------------------------------------------------- trees and shapes
+
+
+def _say_if_a_layer(shape: tuple[int, ...]) -> None:
+    """Warn where an array may be the gradients of a layer, and the answer would not show it.
+
+    Of ``[B, out, in]`` the answer is ``[B, in]``: its shape gives it away, unless B = out.
+    """
+    if shape[:-2] == shape[1:-1] and shape[0] > 1:
+        warnings.warn(
+            f"per_example_gradients of shape {tuple(shape)} are taken for {shape[0]} steps of "
+            f"{shape[-2]} examples; {shape[0]} examples' gradients of a layer go in as {{'w': x}}",
+            stacklevel=5,  # beyond update and what answers for it
+        )
 
 
 def _is_tree(content: Any) -> bool:

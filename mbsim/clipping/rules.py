@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from mbsim._shared.meant import answering
 from mbsim._shared.values import declared, set_field
 from mbsim.compiled.twins import Twin
 from mbsim.errors import InvalidArgument, as_numbers, check_number, shown
@@ -136,6 +137,7 @@ class SmallestNorm:
         return rules.smallest, np.zeros(0)
 
 
+@answering
 @dataclass(frozen=True)
 class FixedNorm:
     """A fixed threshold C: s_j = min(1, C/x_j). With b = 1 it is DP-SGD's per-example clipping.
@@ -164,6 +166,7 @@ class FixedNorm:
         return rules.fixed, np.array([self.threshold])
 
 
+@answering
 @dataclass(frozen=True)
 class QuantileNorm:
     """The threshold is the q-quantile Q of the step's norms: s_j = min(1, Q/x_j).
@@ -197,6 +200,7 @@ class QuantileNorm:
         return rules.ranked, np.array([self.q])
 
 
+@answering
 @dataclass(frozen=True)
 class TrimmedNorm:
     """The longest micro-batches are left out: s_j = m/k for the k = m − ⌊f m⌋ shortest, else 0.
@@ -237,6 +241,7 @@ class TrimmedNorm:
         return rules.trimmed, np.array([self.fraction])
 
 
+@answering
 @dataclass(frozen=True)
 class UnitNorm:
     """Every micro-batch is normalised: s_j = 1/(x_j + ε), with 1/0 read as 0.

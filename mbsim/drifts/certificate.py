@@ -210,12 +210,18 @@ def _no_bound(drift: Known, far: Far | None, half_step: float) -> str:
             "to 0 and large gradients allow no bound; if none exceeds some limit, pass "
             "largest_grad_norm"
         )
+    first, most = drift.tail.values, largest_step_size(drift)
+    if half_step == 0 or most == 0:
+        return f"for large r A/r goes to {first.progress[0]:.3g}: no step makes progress"
+    return f"the step size is too large: usable is η below {most:.3g}"
+
+
+def largest_step_size(drift: Known) -> float:
+    """Where f(r)/r² = A/r − (ηL/2) M/r² goes to 0 for large r; infinite where that is not known."""
+    if drift.tail is None or math.isfinite(drift.largest_grad_norm):
+        return math.inf
     first = drift.tail.values
-    return (
-        f"f(r)/r² goes to {far.slope:.3g} for large r and must be above 0: the step size is too "
-        f"large (ηL/2 = {half_step:.3g}, and for large r A/r goes to {first.progress[0]:.3g} and "
-        f"M/r² to {first.second_moment[0]:.3g})"
-    )
+    return max(0.0, 2 * first.progress[0] / (drift.smoothness * first.second_moment[0]))
 
 
 def _says_nothing(far: Far | None, values: DriftValues) -> str:
@@ -419,10 +425,9 @@ def tuned_step_size(drift: Known, *, steps: int, initial_gap: float | None = Non
 def _trials(drift: Known) -> Array:
     """Step sizes from far too small to the largest that could have a certificate."""
     falling = 4.0 ** -np.arange(1, 30)
-    if drift.tail is None or math.isfinite(drift.largest_grad_norm):
+    most = largest_step_size(drift)
+    if math.isinf(most):
         return np.append(falling, 4.0 ** np.arange(4)) / drift.smoothness
-    first = drift.tail.values
-    most = 2 * first.progress[0] / (drift.smoothness * first.second_moment[0])
     return most * np.append(falling, [0.5, 0.75, 0.9, 0.99, 0.999])
 
 

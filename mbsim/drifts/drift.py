@@ -22,9 +22,16 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim import plots
+from mbsim._shared import tables
+from mbsim._shared.meant import answering
 from mbsim._shared.seeds import seed_sequence
 from mbsim.clipping import Rule, SmallestNorm
-from mbsim.drifts.certificate import Certificate, certify, tuned_step_size
+from mbsim.drifts.certificate import (
+    Certificate,
+    certify,
+    largest_step_size,
+    tuned_step_size,
+)
 from mbsim.drifts.curve import MOST_NODES, Known
 from mbsim.drifts.floor import floor, floor_interval
 from mbsim.drifts.sources import DriftValues, source_of, tail_of
@@ -59,7 +66,7 @@ _QUANTITIES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Drift(Known):
     """A(r) and M(r) of a problem, a method and a batch size.
 
@@ -159,6 +166,28 @@ class Drift(Known):
             plots.name_lines(axes)
         return axes
 
+    @property
+    def largest_step_size(self) -> float:
+        """η beyond which long gradients grow, and there is neither floor nor certificate.
+
+        Infinite where that is not known, as for an update that does not grow with the gradient.
+        """
+        return largest_step_size(self)
+
+    def __str__(self) -> str:
+        shown_ = ("batch_size", "noise", "probability", "norm_ratio")
+        lines = [(name.replace("_", " "), f"{x:.4g}" if isinstance(x, float) else str(x))
+                 for name, x in self.settings.items() if name in shown_]  # fmt: skip
+        if math.isfinite(self.largest_step_size):
+            lines.append(("usable", f"step sizes below {self.largest_step_size:.4g}"))
+        ask = ".progress(r), .second_moment(r), .floor(step_size=…), .certify(step_size=…, steps=…)"
+        lines.append(("ask it", f"{ask}, .plot()"))
+        title = f"Drift of {self.settings.get('method', 'a step')}"
+        return "\n".join([title, *(f"  {row}" for row in tables.as_text(lines))])
+
+    __repr__ = __str__
+
+    @answering
     def floor(self, *, step_size: float) -> float:
         r"""The level at which a run with this step size stops: the largest root of r A = (ηL/2) M.
 
@@ -184,6 +213,7 @@ class Drift(Known):
         """
         return floor_interval(self, step_size=step_size, false_positive_rate=false_positive_rate)
 
+    @answering
     def tuned_step_size(self, *, steps: int, initial_gap: float | None = None) -> float:
         """The step size at which :meth:`certify` gives the smallest bound, for every method alike.
 
@@ -205,6 +235,7 @@ class Drift(Known):
         """
         return tuned_step_size(self, steps=steps, initial_gap=initial_gap)
 
+    @answering
     def certify(
         self,
         *,
@@ -259,6 +290,7 @@ class HasDrift(Protocol):
         ...
 
 
+@answering
 def drift(
     problem: Problem | HasDrift,
     method: Method,
@@ -316,7 +348,8 @@ def drift(
     if not isinstance(problem.noise, NoiseLaw):
         raise InvalidArgument(
             f"noise={shown(problem.noise)} draws whole vectors (it has no mean_of), and a drift "
-            "needs the law of the mean of ν examples along the gradient and across it"
+            "needs the law of the mean of ν examples along the gradient and across it; simulation, "
+            "and sweet_spot by 'final' or 'simulation', do without"
         )
     aim = check_number("relative_error", relative_error, above=0, below=1)
     draws = check_integer("draws", draws, minimum=1)
@@ -336,6 +369,7 @@ def drift(
     )
 
 
+@answering
 def drifts(
     problem: Problem | HasDrift,
     *,

@@ -152,7 +152,7 @@ class MicroBatchClippingClassifier(ClassifierMixin, BaseEstimator):  # type: ign
             held = held_x, held_codes, held_counts
         weights = np.zeros((len(classes), x.shape[1]))
         best, waited = -math.inf, 0
-        for epoch in range(1, self.max_iter + 1):  # noqa: B007
+        for epoch in range(1, int(self.max_iter) + 1):  # noqa: B007
             loss = self._epoch(weights, x, codes, counts, size, random)
             goal = -loss
             if held:
@@ -287,8 +287,8 @@ class MicroBatchClippingClassifier(ClassifierMixin, BaseEstimator):  # type: ign
             order = random.permutation(order)
         total = 0.0
         with np.errstate(all="ignore"):  # looked at below
-            for i in range(0, len(order), self.batch_size):
-                rows = order[i : i + self.batch_size]
+            for i in range(0, len(order), int(self.batch_size)):
+                rows = order[i : i + int(self.batch_size)]
                 total += _step(weights, x, codes, rows, size, rule, self.step_size)
         if not np.isfinite(weights).all() or not np.isfinite(total):
             raise InvalidArgument(

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from mbsim import statistics
 from mbsim._shared import tables
+from mbsim._shared.meant import answering
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
@@ -174,9 +175,17 @@ class Advice:
         return notes
 
     def __str__(self) -> str:
-        head = (*_HEAD[:-1], "")
-        rows = tables.as_text([head, *self._cells()], align="<>>>>>>>")
-        return "\n".join([str(self.answer), *(f"  {row}" for row in [*self._notes(), *rows])])
+        cells = self._cells()
+        head, *rows = tables.as_text(
+            [(*_HEAD[1:-1], ""), *(cell[1:] for cell in cells)], align=">.....>"
+        )
+        lines = [line for note in self._notes() for line in tables.as_text([(note,)])]
+        lines.append(head)
+        for number, (cell, row) in enumerate(zip(cells, rows, strict=True)):
+            if number == 0 or cell[0] != cells[number - 1][0]:
+                lines.append(cell[0])  # the rule, above its rows
+            lines.append(row)
+        return "\n".join([str(self.answer), *(f"  {line}" for line in lines)])
 
     __repr__ = __str__
 
@@ -222,6 +231,7 @@ _HEAD = (
 )  # fmt: skip
 
 
+@answering
 def advise(
     gradients: Any,
     *,

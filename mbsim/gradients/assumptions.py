@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from mbsim import plots, statistics
 from mbsim._shared import tables
 from mbsim._shared.arrays import one_blas_thread, ratio
+from mbsim._shared.meant import answering
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim._shared.values import value
@@ -268,6 +269,37 @@ class AlongTraining:
         plain = [str(one) if isinstance(one, Refusal) else one.to_dict() for one in self.checks]
         return {"checks": plain}
 
+    def plot(self, ax: Axes | None = None, *, quantity: str = "norm_ratio", **style: Any) -> Axes:
+        """One number along training, with its interval; × where a snapshot has none.
+
+        Args:
+            ax: where to draw; a new figure unless told.
+            quantity: "probability", or the name of a number that is measured, such as "tilt".
+            **style: properties of the line, such as ``color`` or ``label``.
+
+        Raises:
+            InvalidArgument: for a number that no snapshot has.
+        """
+        known = {"probability": "share of draggers p"}
+        for one in self.checks:
+            known |= {} if isinstance(one, Refusal) else {m.name: m.what for m in one.measured}
+        if quantity not in known:
+            raise InvalidArgument(f"quantity={shown(quantity)} must be one of {', '.join(known)}")
+        found = dict(enumerate(self[quantity], start=1))
+        there = {at: one for at, one in found.items() if isinstance(one, Interval)}
+        ends = [one.low for one in there.values()], [one.high for one in there.values()]
+        with plots.on(ax) as axes:
+            look = {"label": known[quantity], **style}
+            plots.curve(axes, list(there), [one.estimate for one in there.values()], ends, **look)
+            none = [at for at in found if at not in there]
+            foot = axes.get_xaxis_transform()
+            axes.plot(none, [0.02] * len(none), "x", color="0.4", transform=foot, gid="no value")
+            axes.set_xticks(list(found))
+            rates = sorted({one.false_positive_rate for one in there.values()})
+            sure = ", ".join(f"{100 * (1 - rate):.10g} %" for rate in rates)
+            axes.set(xlabel="snapshot along training", ylabel=f"{known[quantity]}, {sure} interval")
+        return axes
+
     def _rows(self) -> Iterator[tuple[str, ...]]:
         for number, one in enumerate(self.checks, start=1):
             if isinstance(one, Refusal):
@@ -291,6 +323,7 @@ _MOVES = ("probability", "norm_ratio", "tilt", "skewness")
 _ALONG = ("snapshot", "p", "norm ratio c", "tilt", "skewness")
 
 
+@answering
 def check_assumptions(
     gradients: Any,
     *,

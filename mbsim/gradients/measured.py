@@ -27,6 +27,7 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim._shared.arrays import one_blas_thread
+from mbsim._shared.meant import answering
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence, stream
 from mbsim._shared.values import value
@@ -75,6 +76,7 @@ _LAW = (
 _SAME = 1e-14
 
 
+@answering
 @value
 class MeasuredProblem:
     """Gradients of examples and a target, as a problem: :func:`mbsim.drift` gives its drift.

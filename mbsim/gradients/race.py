@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from mbsim import plots, statistics
 from mbsim._shared import tables
+from mbsim._shared.meant import answering
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence
 from mbsim._shared.values import set_field
@@ -253,6 +254,7 @@ def _plain(one: Candidate) -> dict[str, Any]:
     }
 
 
+@answering
 def race(
     train: Train,
     candidates: Iterable[Candidate] | Iterable[int] | None = None,

@@ -290,6 +290,7 @@ def train(
     if not isinstance(data, Splits):
         raise InvalidArgument(f"data={shown(data)} must be Splits, such as digits_splits(rng=0)")
     rule, m = check_method(method).rule, method.micro_batches(batch_size)
+    batch_size = check_integer("batch_size", batch_size, minimum=1)
     step_size = check_array("step_size", step_size)
     check_finite("step_size", step_size)
     if step_size.min() <= 0:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
+from mbsim._shared.meant import answering
 from mbsim._shared.values import set_field
 from mbsim.errors import InvalidArgument, check_number, shown
 from mbsim.problems.normals import standard_normals
@@ -19,6 +20,7 @@ __all__ = ["Draggers"]
 Array = NDArray[np.float64]
 
 
+@answering
 @dataclass(frozen=True, kw_only=True)
 class Draggers:
     r"""Assumption A4: with probability p an example's gradient is a dragger's.

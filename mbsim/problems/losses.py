@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mbsim._shared.meant import answering, no_such_name
 from mbsim._shared.values import set_field, value
 from mbsim.compiled.twins import Twin
 from mbsim.errors import (
@@ -62,6 +63,7 @@ class Loss(Protocol):
         ...
 
 
+@answering
 @value
 class Quadratic:
     """½ Σ λ_i w_i²: convex, smoothness max λ, minimum 0.
@@ -77,7 +79,13 @@ class Quadratic:
     eigenvalues: Any
 
     def __post_init__(self) -> None:
-        eigenvalues = check_array("eigenvalues", self.eigenvalues, ndim=1)
+        eigenvalues = check_array("eigenvalues", self.eigenvalues)
+        if eigenvalues.ndim == 2 and eigenvalues.shape[0] == eigenvalues.shape[1]:
+            raise InvalidArgument(
+                f"eigenvalues has shape {eigenvalues.shape} and must have 1 axes; for a symmetric "
+                "matrix H give numpy.linalg.eigvalsh(H): the same loss, in its axes"
+            )
+        eigenvalues = check_array("eigenvalues", eigenvalues, ndim=1)
         check_finite("eigenvalues", eigenvalues)
         if eigenvalues.min() < 0 or eigenvalues.max() == 0:
             raise InvalidArgument(
@@ -121,6 +129,7 @@ class Quadratic:
         return f"½ Σ λᵢ wᵢ² in {self.dim} dimensions, λ from {low:.3g} to {high:.3g}"
 
 
+@answering
 @dataclass(frozen=True)
 class LogCosh:
     """Σ log cosh w_i: convex, smoothness 1, gradient tanh w_i (so never above √dim), minimum 0.
@@ -173,6 +182,7 @@ class LogCosh:
         return f"Σ log cosh wᵢ in {self.dim} dimensions"
 
 
+@answering
 @dataclass(frozen=True)
 class Ripple:
     """½‖w‖² + a Σ sin² w_i: smoothness 1 + 2a, minimum 0, not convex for a > ½.
@@ -267,3 +277,7 @@ def check_loss_argument(loss: Any) -> Loss:
     check_number("loss.smoothness", loss.smoothness, above=0)
     check_number("loss.minimum", loss.minimum)
     return loss
+
+
+def __getattr__(name: str) -> NoReturn:
+    raise no_such_name("mbsim.losses", name)

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import special
 
+from mbsim._shared.meant import answering, no_such_name
 from mbsim._shared.values import declared, set_field
 from mbsim.compiled.twins import Twin
 from mbsim.errors import InvalidArgument, check_number, shown
@@ -148,7 +149,8 @@ def likely_binomial(count: int, probability: float) -> tuple[NDArray[np.int64], 
     return k[kept], weights[kept] / weights[kept].sum()
 
 
-@dataclass(frozen=True, kw_only=True)
+@answering
+@dataclass(frozen=True)
 class Gaussian:
     """Isotropic Gaussian noise in the n dimensions of the benign frame: σ/√n in each.
 
@@ -217,7 +219,8 @@ def _deviations(law: TwoPoint | Exponential) -> tuple[float, float]:
     return law.sigma * math.sqrt(share), law.sigma * math.sqrt(1 - share)
 
 
-@dataclass(frozen=True, kw_only=True)
+@answering
+@dataclass(frozen=True)
 class TwoPoint:
     r"""Skewed noise along the gradient: a few examples pull the right way a lot.
 
@@ -236,6 +239,7 @@ class TwoPoint:
     """
 
     sigma: float = 1.0
+    _: KW_ONLY
     rare: float = 0.1
     isotropic_share: float = 0.0
 
@@ -277,7 +281,8 @@ class TwoPoint:
         return np.asarray(hits - count * self.rare, np.float64) / spread, weights
 
 
-@dataclass(frozen=True, kw_only=True)
+@answering
+@dataclass(frozen=True)
 class Exponential:
     """Skewed noise along the gradient: σ(E − 1) e with E a standard exponential.
 
@@ -293,6 +298,7 @@ class Exponential:
     """
 
     sigma: float = 1.0
+    _: KW_ONLY
     isotropic_share: float = 0.0
 
     def __post_init__(self) -> None:
@@ -339,7 +345,8 @@ def _sums_of_inverse_chi_squares(counts: NDArray[np.int64], df: float, rng: Gene
     return sums.reshape(np.shape(counts))
 
 
-@dataclass(frozen=True, kw_only=True)
+@answering
+@dataclass(frozen=True)
 class StudentT:
     """Heavy-tailed noise: multivariate Student t, scaled to E‖ξ‖² = σ².
 
@@ -357,6 +364,7 @@ class StudentT:
     """
 
     sigma: float = 1.0
+    _: KW_ONLY
     df: float = 5.0
 
     def __post_init__(self) -> None:
@@ -400,3 +408,7 @@ def check_noise_argument(noise: Any) -> NoiseLaw | VectorNoise:
         )
     check_number("noise.sigma", noise.sigma, minimum=0)
     return noise
+
+
+def __getattr__(name: str) -> NoReturn:
+    raise no_such_name("mbsim.noise", name)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mbsim._shared.meant import answering
 from mbsim._shared.values import set_field, value
 from mbsim.errors import InvalidArgument, check_array, check_finite, check_integer, shown
 from mbsim.problems.draggers import Draggers, check_draggers_argument
@@ -18,6 +19,7 @@ from mbsim.problems.noise import check_noise_argument
 __all__ = ["Problem"]
 
 
+@answering
 @value
 class Problem:
     r"""A loss, its benign noise, its draggers, the split of the space, and a starting point.
@@ -80,7 +82,14 @@ class Problem:
             )
         with np.errstate(all="ignore"):
             # The engines hand over leading axes, so a loss without them must fail here already.
-            gradient, found = self.loss.gradient(array[None]), self.loss.value(array[None])
+            try:
+                gradient, found = self.loss.gradient(array[None]), self.loss.value(array[None])
+            except Exception as error:
+                raise InvalidArgument(
+                    f"loss={shown(self.loss)} must take w of shape [..., {array.size}], leading "
+                    f"axes being independent, and at (1, {array.size}) it fails: {shown(error)}; "
+                    "mbsim.testing.check_loss says more"
+                ) from error
             if np.shape(gradient) != (1, array.size) or np.shape(found) != (1,):
                 raise InvalidArgument(
                     f"loss={shown(self.loss)} gives gradients of shape {np.shape(gradient)} and "
@@ -141,6 +150,27 @@ class Problem:
     def initial_grad_norm(self) -> float:
         """‖∇L(w₀)‖."""
         return float(np.linalg.norm(self.loss.gradient(self.start)))
+
+    def quantities(self) -> dict[str, float]:
+        """What it fixes of the quantities that formulas are made of, by code name.
+
+        >>> import mbsim
+        >>> problem = Problem(loss=mbsim.losses.Quadratic(np.ones(4)), benign_dim=4,
+        ...                   noise=mbsim.noise.Gaussian(2.0), start=np.ones(4))
+        >>> problem.quantities()["initial_gap"], problem.quantities()["sigma"]
+        (2.0, 2.0)
+        """
+        draggers = self.draggers
+        return {
+            "initial_gap": self.initial_gap,
+            "smoothness": self.smoothness,
+            "probability": draggers.probability,
+            "norm_ratio": draggers.norm_ratio if draggers.dimensions_needed else 0.0,
+            "coherence": draggers.coherence,
+            "sigma": self.noise.sigma,
+            "benign_dim": self.benign_dim,
+            **({"tilt_against": 0.0 - draggers.tilt} if draggers.tilt <= 0 else {}),
+        }
 
     def __str__(self) -> str:
         some = self.draggers

@@ -51,20 +51,13 @@ class Setting:
     def quantities(self) -> dict[str, float | str]:
         """The setting by code name, as bounds take it, and in words what is no number."""
         problem, draggers = self.problem, self.problem.draggers
-        there = draggers.dimensions_needed > 0
         run = {"step_size": self.step_size, "steps": self.steps} if self.steps else {}
         return {
-            "initial_gap": problem.initial_gap,
-            "smoothness": problem.smoothness,
+            **problem.quantities(),
             **run,
             "batch_size": self.batch_size,
             "micro_batch_size": self.micro_batch_size,
-            "probability": draggers.probability,
-            "norm_ratio": draggers.norm_ratio if there else 0.0,
-            "coherence": draggers.coherence,
-            "sigma": problem.noise.sigma,
-            "benign_dim": problem.benign_dim,
-            "dragger_dim": problem.dragger_dim if there else 0,
+            "dragger_dim": problem.dragger_dim if draggers.dimensions_needed else 0,
             "tilt": draggers.tilt,
             "noise": str(problem.noise),
             "method": str(self.method),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mbsim import clipping, plots, statistics
 from mbsim._shared import records, tables
+from mbsim._shared.meant import answering
 from mbsim._shared.memory import free_memory
 from mbsim._shared.processes import processors
 from mbsim._shared.progress import progress
@@ -270,13 +271,19 @@ class Run:
             ("method", str(self.method)),
             ("batch size", f"{self.batch_size}, step size {self.step_size:g}"),
             ("replicates", f"{self.replicates}, {self.steps[-1]} steps, engine {self.engine}"),
-            ("mean ‖g‖²", f"{mean:.4g} ± {error:.2g} over the run"),
-            ("last ‖g‖²", f"{last:.4g} ± {last_error:.2g}"),
+            ("mean ‖g‖²", f"{self._said(mean, error)} over the run"),
+            ("last ‖g‖²", self._said(last, last_error)),
         ]
         for what, which in (("diverged", self.diverged), ("stalled", self.stalled)):
             if which.any():
                 lines.append((what, f"{which.sum()} of {self.replicates} replicates"))
         return lines
+
+    def _said(self, mean: float, error: float) -> str:
+        if math.isnan(mean):
+            return "no number, as replicates diverged,"
+        spread = f"± {error:.2g} (standard error)" if self.replicates > 1 else "in one replicate"
+        return f"{mean:.4g} {spread}"
 
     def __str__(self) -> str:
         lines = tables.as_text(self._lines(), least=(11,), gap=" ")
@@ -285,7 +292,7 @@ class Run:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return tables.as_html(self._lines(), caption="mbsim run (mean ± standard error)")
+        return tables.as_html(self._lines(), caption="mbsim run")
 
 
 # ---------------------------------------------------------------------------- files
@@ -510,6 +517,7 @@ def run_setting(
     )
 
 
+@answering
 def draw_updates(
     problem: Problem,
     method: Method,

@@ -8,21 +8,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbsim import statistics
+from mbsim._shared.progress import progress
 from mbsim.choosing.compare import MethodComparison, compare
 from mbsim.methods import SGD, Method, MicroBatchClipping
 from mbsim.problems.draggers import Draggers
 from mbsim.problems.noise import Exponential, Gaussian, NoiseLaw
 from mbsim.study.half_square import half_square
 
-__all__ = ["demo", "picture"]
+__all__ = ["FOOT", "HEAD", "cases", "drawn", "told"]
 
 _WIDE, _HIGH = 60, 12
 
 
-def demo() -> Iterator[str]:
-    """What the command prints, a piece at a time: two problems, and a picture of the first."""
+HEAD = """Mini-batches of 64 examples in micro-batches of 8, clipped to the shortest.
+In brackets: 99 % intervals over 64 runs of each method.
+"""
+FOOT = "Does it help you? mbsim advise, on your gradients. To try more: mbsim explore."
+
+
+def cases() -> Iterator[tuple[str, MethodComparison]]:
+    """SGD beside clipping, where it helps and where it does not."""
     methods: list[Method] = [SGD(), MicroBatchClipping(8)]
-    cases: dict[str, tuple[NoiseLaw, Draggers]] = {
+    known: dict[str, tuple[NoiseLaw, Draggers]] = {
         "1 in 20 examples is a dragger, 20 times as long; symmetric noise": (
             Gaussian(sigma=1.0),
             Draggers(probability=0.05, norm_ratio=20.0),
@@ -32,21 +39,25 @@ def demo() -> Iterator[str]:
             Draggers(probability=0.0, norm_ratio=0.0),
         ),
     }
-    yield (
-        "Mini-batches of 64 examples in micro-batches of 8, clipped to the shortest.\n"
-        "In brackets: 99 % intervals over 64 runs of each method.\n"
-    )
-    for number, (what, (noise, draggers)) in enumerate(cases.items()):
-        problem = half_square(noise, draggers, dimension=64, benign_dim=32, grad_norm=1.0)
-        both = compare(
-            problem, methods, batch_size=64, step_size=0.05, steps=400, replicates=64, rng=0
-        )
-        lines = [f"{what}:"]
-        if number == 0:
-            curves = {str(run.method): run.mean("grad_norm_sq") for run in both.runs}
-            lines += picture(curves, "mean squared gradient norm")
-        yield "\n".join([*lines, f"  {_outcome(both)}\n"])
-    yield "Does it help you? mbsim advise, on your gradients. To try more: mbsim explore."
+    with progress(len(known), "simulating") as bar:
+        for number, (what, (noise, draggers)) in enumerate(known.items()):
+            bar.update(number)
+            problem = half_square(noise, draggers, dimension=64, benign_dim=32, grad_norm=1.0)
+            yield (
+                what,
+                compare(
+                    problem, methods, batch_size=64, step_size=0.05, steps=400, replicates=64, rng=0
+                ),
+            )
+
+
+def told(what: str, both: MethodComparison, *, picture: bool) -> str:
+    """A case in words, and in a picture."""
+    lines = [f"{what}:"]
+    if picture:
+        curves = {str(run.method): run.mean("grad_norm_sq") for run in both.runs}
+        lines += drawn(curves, "mean squared gradient norm")
+    return "\n".join([*lines, f"  {_outcome(both)}\n"])
 
 
 def _outcome(both: MethodComparison) -> str:
@@ -56,11 +67,11 @@ def _outcome(both: MethodComparison) -> str:
     return f"SGD ends {gain} times as high: clipping {does}."
 
 
-def picture(curves: Mapping[str, NDArray[np.float64]], what: str) -> list[str]:
+def drawn(curves: Mapping[str, NDArray[np.float64]], what: str) -> list[str]:
     """Curves over equally spaced steps, drawn in text; heights are logarithmic.
 
     >>> curves = {"SGD": np.array([1.0, 0.1]), "other": np.ones(2)}
-    >>> print(*picture(curves, "height")[:2], sep=chr(10))
+    >>> print(*drawn(curves, "height")[:2], sep=chr(10))
     height: S SGD, o other
           1 |SSSSSSSSSSSSSSSSSSSSSSSSSSSSSSoooooooooooooooooooooooooooooo
     """

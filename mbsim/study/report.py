@@ -15,6 +15,7 @@ from typing import Any
 from mbsim import plots
 from mbsim._shared import tables
 from mbsim._shared.files import replacing, writable_folder
+from mbsim._shared.meant import answering
 from mbsim._shared.processes import Job, in_processes, processors
 from mbsim._shared.records import to_json
 from mbsim._shared.version import __version__
@@ -126,7 +127,15 @@ class Report:
         return [(name, v.status, _decided_by(v)) for name, v in named]
 
     def __str__(self) -> str:
-        return "\n".join(tables.as_text(self.rows(), least=(0, 14)))
+        rows, claims = self.rows(), len(self.verdicts)
+        controls = [(name.removeprefix("control of "), *more) for name, *more in rows[claims:]]
+        return "\n".join(
+            [
+                *tables.as_text([_HEAD, *rows[:claims]], most=(22, 14), width=80),
+                "\nNegative controls: without what it rests on, no claim must be supported",
+                *tables.as_text([_HEAD, *controls], most=(22, 14), width=80),
+            ]
+        )
 
     __repr__ = __str__
 
@@ -163,8 +172,9 @@ def expected_statuses(*, quick: bool) -> dict[str, str]:
     return statuses
 
 
+@answering
 def reproduce(
-    out: str | os.PathLike[str] = "figures",
+    out: str | os.PathLike[str] = "mbsim-report",
     *,
     quick: bool = False,
     rng: int = 0,

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from mbsim._shared.arrays import one_blas_thread
+from mbsim._shared.meant import answering
 from mbsim._shared.processes import Workers, processors, tell
 from mbsim._shared.progress import progress
 from mbsim.errors import InvalidArgument, check_integer, check_number, shown
@@ -123,6 +124,7 @@ class _Task:
     since: float = 0.0
 
 
+@answering
 def sweep(
     grid: Grid,
     store: str | os.PathLike[str],

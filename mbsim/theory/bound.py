@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
+from typing import Any
 
 import numpy as np
 import sympy
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from mbsim.errors import InvalidArgument, shown
 from mbsim.theory.formula import Formula, as_latex, as_text, numbers_of
 from mbsim.theory.parser import parse_formula
-from mbsim.theory.quantities import QUANTITIES, checked_values, symbols
+from mbsim.theory.quantities import QUANTITIES, checked_values, filled, symbols
 
 __all__ = ["Bound", "Condition", "Subject", "formula_bound", "tuned_bound", "tuned_step_size"]
 
@@ -122,10 +123,11 @@ class Bound(Formula):
         """The expression, and the relations of the conditions."""
         return (self.expression, *(condition.relation for condition in self.conditions))
 
-    def holds(self, **values: ArrayLike) -> bool | NDArray[np.bool_]:
+    def holds(self, known: Any = None, /, **values: ArrayLike) -> bool | NDArray[np.bool_]:
         """Whether the settings satisfy the conditions; :meth:`evaluate` does not ask.
 
         Args:
+            known: as for :meth:`evaluate`.
             **values: as for :meth:`evaluate`.
 
         Returns:
@@ -140,16 +142,29 @@ class Bound(Formula):
         ...                   batch_size=64, probability=0.05, norm_ratio=20, coherence=0)
         array([ True, False])
         """
-        known = checked_values(self.name, self.names, values)
-        result = np.ones(np.broadcast_shapes(*(array.shape for array in known.values())), bool)
+        numbers = checked_values(self.name, self.names, filled(self.names, known, values))
+        result = np.ones(np.broadcast_shapes(*(array.shape for array in numbers.values())), bool)
         for condition in self.conditions:
             compare = _COMPARISONS[condition.comparison]
             (limited,) = symbols(condition.name)
-            result &= compare(known[limited], numbers_of(condition.limit, known))
+            result &= compare(numbers[limited], numbers_of(condition.limit, numbers))
         return bool(result) if result.ndim == 0 else result
 
-    def evaluate(self, **values: ArrayLike) -> float | NDArray[np.float64]:
-        """As :meth:`Formula.evaluate`; where there is no number, the broken condition is named."""
+    def evaluate(self, known: Any = None, /, **values: ArrayLike) -> float | NDArray[np.float64]:
+        """As :meth:`Formula.evaluate`; where there is no number, the broken condition is named.
+
+        >>> import mbsim
+        >>> from mbsim.theory import sgd_bound
+        >>> problem = mbsim.Problem(
+        ...     loss=mbsim.losses.Quadratic(np.ones(8)), noise=mbsim.noise.Gaussian(1.0),
+        ...     draggers=mbsim.Draggers(probability=0.05, norm_ratio=20), benign_dim=4,
+        ...     start=np.ones(8))
+        >>> round(sgd_bound().evaluate(problem, batch_size=64, step_size=0.01, steps=1000), 4)
+        0.8456
+        >>> round(sgd_bound().evaluate(problem, B=64, eta=0.01, T=1000), 4)
+        0.8456
+        """
+        values = filled(self.names, known, values)
         try:
             return super().evaluate(**values)
         except InvalidArgument as error:

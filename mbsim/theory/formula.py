@@ -24,6 +24,7 @@ from mbsim.theory.quantities import (
     ABBREVIATIONS,
     checked_values,
     definitions_in,
+    filled,
     quantities_in,
     symbols,
 )
@@ -276,12 +277,14 @@ class Formula:
         """What :meth:`evaluate` takes, out of values that may be more, such as a whole setting."""
         return {name: values[name] for name in self.names}
 
-    def evaluate(self, **values: ArrayLike) -> float | Floats:
+    def evaluate(self, known: Any = None, /, **values: ArrayLike) -> float | Floats:
         """The formula's numbers, in float64.
 
         Args:
-            **values: every quantity in :attr:`names`, by its code name; numbers or arrays, which
-                are broadcast against each other.
+            known: where quantities that are not among the `values` come from: a
+                :class:`mbsim.Problem`, what :func:`mbsim.quantities` gives, or any mapping.
+            **values: quantities in :attr:`names`, by code name or by the paper's letter (``eta`` or
+                ``η``); numbers or arrays, which are broadcast against each other.
 
         Returns:
             A float if all values are numbers, else an array of the broadcast shape.
@@ -290,12 +293,13 @@ class Formula:
             InvalidArgument: for missing and unknown names, for values that are not finite or out
                 of range, for shapes that do not fit, and where the formula itself is not finite.
         """
-        known = checked_values(self.name, self.names, values)
-        result = np.broadcast_arrays(numbers_of(self.expression, known), *known.values())[0].copy()
+        numbers = checked_values(self.name, self.names, filled(self.names, known, values))
+        result = np.broadcast_arrays(numbers_of(self.expression, numbers), *numbers.values())[0]
+        result = result.copy()
         for at in map(tuple, np.argwhere(~np.isfinite(result))[:1]):
             where = ", ".join(
                 f"{name}={array[at]:g}"
-                for name, array in zip(self.names, known.values(), strict=True)
+                for name, array in zip(self.names, numbers.values(), strict=True)
             )
             raise InvalidArgument(f"{self.name} is {result[at]} at {where}; it must be finite")
         return float(result) if result.ndim == 0 else result

@@ -31,6 +31,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import sympy
 
+from mbsim._shared.meant import meant
 from mbsim.errors import InvalidArgument, shown
 from mbsim.theory.formula import Max, Min, numbers_of
 from mbsim.theory.quantities import SETTINGS, symbols
@@ -143,7 +144,10 @@ def _built(node: ast.expr, names: Mapping[str, sympy.Symbol], depth: int = 1) ->
             return _literal(value)
         case ast.Name(id=name):
             if name not in names:
-                raise _Refused(f"has the unknown name {shown(name)}; known are {', '.join(names)}")
+                ours = meant(name, names)
+                hint = f" ({ours}?)" if ours else ""
+                known = ", ".join(names)
+                raise _Refused(f"has the unknown name {shown(name)}{hint}; known are {known}")
             return names[name]
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
             part = _built(operand, names, depth + 1)

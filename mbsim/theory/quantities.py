@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import sympy
 from numpy.typing import ArrayLike, NDArray
+from sympy.printing.pretty.pretty_symbology import pretty_symbol
 
+from mbsim._shared.meant import meant
 from mbsim.errors import (
     InvalidArgument,
     check_array,
@@ -163,6 +165,17 @@ _MEASURED = (
 #: Every quantity that a formula may contain, by its name in code, in the order they are listed.
 QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in SETTINGS + _MEASURED}
 
+# What rate bounds ask about the steps of a run, and a sample of steps tells.
+MEASURED = (
+    "mean_weight",
+    "alignment",
+    "mean_cosine",
+    "norm_spread",
+    "shortest_benign_share",
+    "progress_rate",
+    "sigma_along",
+)
+
 
 def _abbreviations() -> dict[sympy.Symbol, sympy.Expr]:
     names = ("batch_size", "micro_batch_size", "probability", "norm_ratio", "coherence", "sigma")
@@ -269,6 +282,62 @@ def specialised(expression: sympy.Expr, values: Mapping[sympy.Symbol, int]) -> s
     return expression.xreplace(changed).subs(values)
 
 
+@cache
+def _by_letter() -> dict[str, str]:
+    """The code name of every letter: ``eta`` and ``η``, ``omegabar`` and ``ω̄``."""
+    letters = {name: each.symbol.name for name, each in QUANTITIES.items()}
+    return {
+        form: name
+        for name, letter in letters.items()
+        for form in (letter, str(pretty_symbol(letter)))
+        if form not in QUANTITIES
+    }
+
+
+def letter_of(name: str) -> str:
+    """The paper's letter of a quantity.
+
+    >>> letter_of("step_size"), letter_of("mean_weight")
+    ('η', 'ω̅')
+    """
+    return str(pretty_symbol(QUANTITIES[name].symbol.name))
+
+
+def by_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by code name, which may be given by the letters of the paper.
+
+    >>> by_name({"eta": 0.1, "Δ": 2, "batch_size": 64})
+    {'step_size': 0.1, 'initial_gap': 2, 'batch_size': 64}
+    """
+    found: dict[str, Any] = {}
+    for given, number in values.items():
+        name = _by_letter().get(given, given)
+        if name in found:
+            raise InvalidArgument(f"{given}={shown(number)} must not be given twice: it is {name}")
+        found[name] = number
+    return found
+
+
+def filled(names: Collection[str], known: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by code name; those of `names` that are not among them from what is `known`.
+
+    Args:
+        names: what is wanted.
+        known: None, a problem (which has `quantities`), or a mapping; it may have more.
+        values: by code name or letter.
+    """
+    source = {} if known is None else known
+    if callable(quantities := getattr(known, "quantities", None)):
+        source = quantities()
+    if not isinstance(source, Mapping):
+        raise InvalidArgument(
+            f"known={shown(known)} must be a problem, or quantities by name; numbers are given by "
+            f"name, such as {next(iter(names), 'steps')}=..."
+        )
+    given, others = by_name(values), by_name(source)
+    return {name: others[name] for name in names if name in others and name not in given} | given
+
+
 def checked_values(
     owner: str, names: tuple[str, ...], values: Mapping[str, ArrayLike], *, partly: bool = False
 ) -> dict[sympy.Symbol, Floats]:
@@ -280,11 +349,16 @@ def checked_values(
     unknown = [name for name in values if name not in names]
     if missing or unknown:
         wanted = f"{owner} takes {', '.join(names) or 'no values'}"
+        hints = {name: meant(name, [each for each in names if each not in values])
+                 for name in unknown}  # fmt: skip
+        unknown = [f"{name} ({hint}?)" if (hint := hints[name]) else name for name in unknown]
         faults = [
             f"{what} {', '.join(which)}"
             for what, which in (("missing:", missing), ("unknown:", unknown))
             if which
         ]
+        if measured := [name for name in missing if name in MEASURED]:
+            faults.append(f"mbsim.quantities measures {', '.join(measured)}")
         raise InvalidArgument("; ".join([wanted, *faults]))
     arrays = {name: QUANTITIES[name].checked(values[name]) for name in names if name in values}
     try:

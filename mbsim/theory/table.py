@@ -2,7 +2,7 @@ r"""Table 1: the methods' bounds side by side, and where they cross."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,14 @@ from mbsim._shared import tables
 from mbsim.errors import InvalidArgument
 from mbsim.theory.bound import Bound, tuned_step_size
 from mbsim.theory.formula import Formula, as_latex, as_text
-from mbsim.theory.quantities import checked_values, definitions_in
+from mbsim.theory.quantities import (
+    QUANTITIES,
+    by_name,
+    checked_values,
+    definitions_in,
+    filled,
+    letter_of,
+)
 from mbsim.theory.theorems import (
     T,
     clean_sgd_bound,
@@ -50,11 +57,12 @@ class Table:
         """The abbreviations used in the table, and what they stand for."""
         return definitions_in([part for bound in self.rows for part in bound.parts])
 
-    def evaluate(self, **values: ArrayLike) -> list[dict[str, Any]]:
+    def evaluate(self, known: Any = None, /, **values: ArrayLike) -> list[dict[str, Any]]:
         """The table in numbers, one dict a row.
 
         Args:
-            **values: quantities by code name, any of :attr:`names`.
+            known: a problem, or what :func:`mbsim.quantities` gives: then every row has its number.
+            **values: quantities by code name or letter, any of :attr:`names`.
 
         Returns:
             For each row ``method``, ``bound`` with ``bound_holds``, ``tuned_step_size``,
@@ -70,10 +78,36 @@ class Table:
         >>> row["method"], round(row["bound"], 5), row["bound_holds"]
         ('SGD without draggers', 0.02156, True)
         """
+        values = filled(self.names, known, values)
         checked_values("Table 1", self.names, values, partly=True)
         return [_in_numbers(bound, values) for bound in self.rows]
 
-    def plot(self, ax: Axes | None = None, *, values: Mapping[str, float], **style: Any) -> Axes:
+    def in_numbers(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """What :meth:`evaluate` gave, as text; what is missing is explained below it.
+
+        >>> table = table1()
+        >>> text = table.in_numbers(table.evaluate(Δ=1, L=1, eta=0.1, T=1000, sigma=1, B=64))
+        >>> print(*text.splitlines()[:2], sep=chr(10))
+        method                        bound   tuned η       tuned  order      bias
+        SGD without draggers      0.0215625  0.357771  0.0111803   1/sqrt(T)  0
+        """
+        head = ("method", "bound", "tuned η", "tuned", "order", "bias")
+        cells = [head]
+        for row in rows:
+            numbers = [_said(row["bound"], row["bound_holds"]), _said(row["tuned_step_size"])]
+            numbers += [_said(row["tuned_bound"], row["tuned_holds"]), row["order"]]
+            cells.append((row["method"], *numbers, _said(row["bias"])))
+        lines = tables.as_text(cells, align="<...<.", most=(24,), width=80)
+        if any(cell.endswith("*") for row in cells for cell in row):
+            lines.append("* a condition of the theorem does not hold here: a number, and no bound")
+        missing = [name for name in self.names if any(name in row["missing"] for row in rows)]
+        if missing:
+            lines += ["", "– needs a quantity that was not given:"]
+            notes = [(name, letter_of(name), QUANTITIES[name].meaning) for name in missing]
+            lines += [f"  {line}" for line in tables.as_text(notes)]
+        return "\n".join(lines)
+
+    def plot(self, ax: Axes | None = None, *, values: Any, **style: Any) -> Axes:
         """The rates: each row's bound at its tuned step size against the number of steps T.
 
         Thin where the tuned step is longer than the theorem allows. Rows that lack a quantity are
@@ -81,8 +115,8 @@ class Table:
 
         Args:
             ax: where to draw; a new figure unless told.
-            values: quantities by code name, as :meth:`evaluate` takes them; ``steps`` may be an
-                array, and is 10² to 10⁸ unless given.
+            values: quantities by code name or letter, or what :func:`mbsim.quantities` gives;
+                ``steps`` may be an array, and is 10² to 10⁸ unless given.
             **style: properties of the lines, such as ``linewidth``.
 
         Raises:
@@ -94,6 +128,8 @@ class Table:
         >>> [line.get_label() for line in ax.lines if line.get_label()[0] != "_"]
         ['SGD without draggers']
         """
+        given = (None, values) if isinstance(values, dict) else (values, {})
+        values = filled(self.names, *given)
         steps = np.asarray(values.get("steps", np.geomspace(1e2, 1e8, 200)), dtype=float)
         known: dict[str, ArrayLike] = {**values, "steps": steps}
         rows = [row for row in self.evaluate(**known)
@@ -135,13 +171,21 @@ class Table:
         return f"{tables.as_html(rows, head=_HEAD)}<p>{escape(notation)}</p>"
 
     def __str__(self) -> str:
-        notation = [f"  {as_text(x)} = {as_text(d)}" for x, d in self.definitions.items()]
+        notation = [
+            f"  {line}"
+            for x, d in self.definitions.items()
+            for line in tables.as_text([(f"{as_text(x)} =", as_text(d))], gap=" ")
+        ]
         return "\n\n".join([*map(_block, self.rows), "\n".join(["where", *notation])])
 
     __repr__ = __str__
 
 
 _HEAD = ("method", "bound", "tuned", "order", "bias")
+
+
+def _said(number: Any, holds: Any = True) -> str:
+    return "–" if number is None else f"{number:.6g}{'' if holds else '*'}"
 
 
 def _displayed(latex: str) -> str:
@@ -193,7 +237,8 @@ def _block(bound: Bound) -> str:
         "order": f"{as_text(bound.order)}, times {bound.constant}",
         "bias": bound.bias,
     }
-    return "\n".join([bound.name, *(f"  {key:<6} {line}" for key, line in lines.items())])
+    rows = tables.as_text([(key, str(line)) for key, line in lines.items()], least=(6,), gap=" ")
+    return "\n".join([bound.name, *(f"  {row}" for row in rows)])
 
 
 def table1(form: str = "plain") -> Table:
@@ -259,7 +304,7 @@ def crossover(
     Args:
         clipping: a plain bound for clipping; :func:`clipping_bound` unless told.
         sgd: a plain bound for SGD; :func:`sgd_bound` unless told.
-        **values: the quantities in both, by code name, step_size and steps apart; numbers.
+        **values: the quantities in both, by code name or letter, step_size and steps apart.
 
     Raises:
         InvalidArgument: for unknown and missing names, values out of range, arrays, and bounds that
@@ -282,6 +327,7 @@ def crossover(
             raise InvalidArgument(
                 f"the bound {bound.name!r} is not C/√T + bias when tuned; use its plain form"
             )
+    values = by_name(values)
     names = [name for name in Table(rows=bounds).names if name not in ("step_size", "steps")]
     known = checked_values("the crossover", tuple(names), values)
     if any(array.ndim for array in known.values()):

@@ -277,7 +277,7 @@ BAD = [
     (r"must be an \.npy file", lambda p: advise(unfinished(p), T)),
     (r"must be an \.npy file", lambda p: advise(p / "none.npy", T)),
     ("batch_size=1 must be an integer of at least 2", lambda p: advise(G, T, batch_size=1)),
-    ("batch_size=2.0", lambda p: advise(G, T, batch_size=2.0)),
+    ("batch_size=2.5", lambda p: advise(G, T, batch_size=2.5)),
     ("steps=0", lambda p: advise(G, T, steps=0)),
     ("rng=", lambda p: advise(G, T, rng="a")),
     ("gradients=", lambda p: advise([], T)),

@@ -322,7 +322,7 @@ LENGTHS = iter(range(3, 100))
         ({"candidates": 4}, "candidates=4 must be Candidates or integers"),
         ({"candidates": "4"}, "candidates='4' must be Candidates or integers"),
         ({"candidates": [3]}, "micro_batch_size=3 must divide batch_size=64"),
-        ({"candidates": [2.0]}, "micro_batch_size=2.0 must be an integer"),
+        ({"candidates": [2.5]}, "micro_batch_size=2.5 must be an integer"),
         ({"candidates": [2, GRID[0]]}, "candidates must be all Candidates or all integers"),
         ({"candidates": [GRID[0]] * 2}, "candidates must differ; .b = 1, .* more than once"),
         ({"candidates": grid(10)}, "micro_batch_size=5 must divide batch_size=64"),
