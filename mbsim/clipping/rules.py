@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -318,17 +319,23 @@ class WithinGroups:
                 f"groups={shown(self.groups)} must be one for each of {norms.shape[-1]} "
                 "micro-batches"
             )
-        groups, parts = np.array(self.groups), []
-        order = np.argsort(groups, kind="stable")
-        for group in np.unique(groups):
-            places = xp.asarray(np.flatnonzero(groups == group))
-            part = self.rule.factors(xp.take(norms, places, axis=-1))
+        members, back, parts = *_layout(self.groups), []
+        for places in members:
+            part = self.rule.factors(xp.take(norms, xp.asarray(places), axis=-1))
             if self.even:
                 mean = xp.mean(part, axis=-1, keepdims=True)
                 part = _share(part, mean, mean > 0, 0.0)
             parts.append(part)
-        found: Floats = xp.take(xp.concat(parts, axis=-1), xp.asarray(np.argsort(order)), axis=-1)
+        found: Floats = xp.take(xp.concat(parts, axis=-1), xp.asarray(back), axis=-1)
         return found
+
+
+@lru_cache
+def _layout(groups: tuple[int, ...]) -> tuple[list[Any], Any]:
+    """The places of each group, and where each place is when they stand one after another."""
+    found = np.array(groups)
+    members = [np.flatnonzero(found == group) for group in np.unique(found)]
+    return members, np.argsort(np.concatenate(members))
 
 
 def check_rule_argument(rule: object) -> Rule:

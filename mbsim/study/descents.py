@@ -25,6 +25,9 @@ Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
+_MOST = 1000
+
+
 class Part(NamedTuple):
     """Inputs with a column of ones ``[N, D + 1]``, labels and domains ``[N]``."""
 
@@ -52,7 +55,9 @@ def parts(
     contamination: str = "clean",
     rng: SeedSequence,
 ) -> Data:
-    """A random split: so many of each domain for training, half of the rest each to hold out.
+    """A random split: so many of each domain for training, and to hold out half of the rest each.
+
+    No more than 1000 of a domain are held out for one purpose.
 
     Args:
         inputs: ``[N, D]``; they get mean 0 and variance 1 over the training part.
@@ -82,8 +87,9 @@ def parts(
                 f"counts={counts}: domain {domain} has {rows.size} examples, and must have 2 more "
                 f"than the {count} for training"
             )
-        middle = (rows.size + count) // 2
-        for some, part in zip(chosen, np.split(rows, [count, middle]), strict=True):
+        half = min((rows.size - count) // 2, _MOST)
+        ends = [count, count + half, count + 2 * half]
+        for some, part in zip(chosen, np.split(rows, ends)[:3], strict=True):
             some.append(part)
     train, validation, test = (np.concatenate(rows) for rows in chosen)
     centre, spread = inputs[train].mean(axis=0), inputs[train].std(axis=0)
