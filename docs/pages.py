@@ -1,26 +1,196 @@
 """What the site needs beside Sphinx: mathematics without JavaScript, and the reference by rooms."""
 
 import importlib
+import inspect
 import pkgutil
+import re
+import sys
+import textwrap
+from importlib.util import find_spec
+from inspect import getsource as source_of
+from pathlib import Path
 
-import latex2mathml.converter
 from docutils import nodes
-from docutils.statemachine import StringList
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.ext.autodoc.mock import mock
 from sphinx.util.docutils import SphinxDirective
-from sphinx.util.nodes import nested_parse_with_titles
+from sphinx.util.nodes import make_refnode
+from sphinx.util.logging import getLogger
 
+import draw_architecture as architecture
 import mbsim
 
 # ------------------------------------------------------------------------- mathematics
 
+# What docutils does not know, as what it knows: LaTeX's names on the left, as patterns.
+_SPELLINGS = {
+    r"\\lt(?![a-zA-Z])": "<",
+    r"\\gt(?![a-zA-Z])": ">",
+    r"\\dots(?![a-zA-Z])": r"\\ldots",
+    r"\\([td]frac)(\d)(\d)": r"\\\1{\2}{\3}",
+    r"\\(big|Big)(?=[)\]]|\\r)": r"\\\1r",
+    r"\\(big|Big)(?![a-zA-Z])": r"\\\1l",
+    r"\\begin\{array\}\{\w*\}": r"\\begin{matrix}",
+    r"\\end\{array\}": r"\\end{matrix}",
+    r"(?<=[\w}])'\^(\w)": r"^{\\prime \1}",
+    r"(?<=[\w}])'": r"^{\\prime}",
+}
 
-def _mathml(self, node):
-    display = "block" if isinstance(node, nodes.math_block) else "inline"
-    text = latex2mathml.converter.convert(node.astext(), display=display)
-    self.body.append(f'<div class="math">{text}</div>' if display == "block" else text)
+
+def mathml(text, *, block):
+    r"""LaTeX as MathML, and the number that its \tag gives it."""
+    number = re.search(r"\\tag\{(.*?)\}", text)
+    text = re.sub(r"\\tag\{.*?\}", "", text)
+    for pattern, spelling in _SPELLINGS.items():
+        text = re.sub(pattern, spelling, text)
+    return tex2mathml(text, as_block=block), number[1] if number else ""
+
+
+def _write(self, node):
+    block = isinstance(node, nodes.math_block)
+    try:
+        formula, number = mathml(node.astext(), block=block)
+    except MathError as error:
+        formula, number = "", ""
+        getLogger(__name__).warning("%s: %s", error, node.astext(), location=node)
+    number = f"<span>({number})</span>" if number else ""
+    self.body.append(f'<div class="math">{formula}{number}</div>' if block else formula)
     raise nodes.SkipNode
 
 
+# ------------------------------------------------------------------------- reference
+
+
+def public_modules(room):
+    """The modules of a room, opened, whether or not what they need is installed."""
+    top = importlib.import_module(f"mbsim.{room}")
+    inside = pkgutil.walk_packages(getattr(top, "__path__", ()), f"{top.__name__}.")
+    with mock([name for name in ("torch", "jax", "optax") if not find_spec(name)]):
+        return [top, *(importlib.import_module(one.name) for one in inside)]
+
+
+def home_of(module, name):
+    """The module that defines what another one calls `name`."""
+    thing = getattr(module, name)
+    return thing.__module__ if hasattr(thing, "__qualname__") else module.__name__
+
+
+def addresses():
+    """By home and name, what users call a thing: the shortest way to it."""
+    short = {(home, name): f"mbsim.{name}" for name, home in mbsim._HOMES.items()}
+    doors = {f"mbsim.{door}": importlib.import_module(home) for door, home in mbsim._MODULES.items()}
+    rooms = [module for room in ROOMS for module in public_modules(room)]
+    for door, module in [*doors.items(), *((module.__name__, module) for module in rooms)]:
+        for name in getattr(module, "__all__", ()):
+            short.setdefault((home_of(module, name), name), f"{door}.{name}")
+    return short
+
+
+ROOMS = [room for room in architecture.ROOMS if not room.startswith("_")]
+ADDRESSES = addresses()
+
+
+def _comment_on(module, name):
+    """What the source says above a constant."""
+    above = re.search(rf"((?:^#.*\n)+)(?:^[A-Z]\w*(?:: .*)? = .*\n)*^{name}\b", source_of(module), re.M)
+    return re.sub(r"^#:? ?", "", above[1], flags=re.M).split("\n") if above else []
+
+
+class Room(SphinxDirective):
+    """The reference of a room: what each of its modules says, and every public name of it."""
+
+    required_arguments = 1
+
+    def run(self):
+        """The nodes of the directive."""
+        lines = []
+        for module in public_modules(self.arguments[0]):
+            lines += [f".. automodule:: {module.__name__}", "   :no-members:", ""]
+            for name in getattr(module, "__all__", ()):
+                if home_of(module, name) == module.__name__:
+                    lines += self.entry(module, name)
+        return self.parse_text_to_nodes("\n".join(lines))
+
+    def entry(self, module, name):
+        """The lines for one name."""
+        thing, address = getattr(module, name), ADDRESSES[module.__name__, name]
+        if inspect.isclass(thing):
+            kind = "exception" if issubclass(thing, Exception) else "class"
+            return [f".. auto{kind}:: {address}", ""]
+        if callable(thing):
+            return [f".. autofunction:: {address}", ""]
+        value = textwrap.shorten(repr(thing), 100, placeholder=" …")
+        comment = [f"   {line}" for line in _comment_on(module, name)]
+        return [f".. py:data:: {address}", f"   :value: {value}", "", *comment, ""]
+
+
+class Door(SphinxDirective):
+    """What ``import mbsim`` opens: a row for each name, with the first line of what it says."""
+
+    def run(self):
+        """The nodes of the directive."""
+        lines = [".. list-table::", "   :widths: 30 70", ""]
+        for name in mbsim.__all__:
+            thing = getattr(mbsim, name)
+            if isinstance(thing, str):
+                continue
+            role, home = ("mod", mbsim._MODULES[name]) if name in mbsim._MODULES else ("obj", f"mbsim.{name}")
+            says = inspect.getdoc(thing).split("\n\n")[0]
+            lines += [f"   * - :py:{role}:`mbsim.{name} <{home}>`", f"     - {' '.join(says.split())}"]
+        version = ["", ".. py:data:: mbsim.__version__", "", "   The version, a string."]
+        return self.parse_text_to_nodes("\n".join(lines + version))
+
+
+_SECTION = r"\d+(?:\.\d+)?"
+_THEORY = re.compile(rf"theory\s+page(?:(?:'s|,)\s+(?:sections?\s+)?{_SECTION}(?:(?:,|,?\s+and|\s+to)\s+{_SECTION})*)?")
+
+
+# Where a bar is one; elsewhere in a docstring it is written as it is, |x|.
+_BARS = re.compile(
+    r"``.*?``|:math:`.*?`|\.\. math::(?:\n\s*\n)?.*?(?:\n\s*\n|\Z)|>>> .*?(?:\n\s*\n|\Z)|\\?\|", re.S
+)
+
+
+def spell(app, what, name, thing, options, lines):
+    """A docstring as Sphinx wants it: bars are bars, and sections of the theory page lead there."""
+    page = Path(app.srcdir, "docs/theory.md").read_text("utf-8")
+    titles = re.findall(rf"^##+ (({_SECTION})\.? .*)$", page, re.M)
+    anchors = {number: nodes.make_id(title) for title, number in titles}
+
+    def linked(match):
+        return re.sub(_SECTION, lambda m: f"`{m[0]} <../theory.html#{anchors[m[0]]}>`__", match[0])
+
+    text = _BARS.sub(lambda m: r"\|" if m[0] == "|" else m[0], "\n".join(lines))
+    lines[:] = _THEORY.sub(linked, text).split("\n")
+
+
+def skip(app, what, name, thing, is_skipped, options):
+    """What a class has and does not say: fields of named tuples, and what scikit-learn adds."""
+    added = name.startswith("set_") and name.endswith("_request")
+    return True if added or type(thing).__name__ == "_tuplegetter" else None
+
+
+def resolve(app, env, node, shown):
+    """Find what is referred to by its home; what is there and not public is shown without a link."""
+    parts = node.get("reftarget", "").split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        home = ".".join(parts[:cut])
+        if (home, parts[cut]) in ADDRESSES:
+            target = ".".join([ADDRESSES[home, parts[cut]], *parts[cut + 1 :]])
+            found = env.domains["py"].find_obj(env, None, None, target, None)
+            return make_refnode(app.builder, node["refdoc"], found[0][1].docname, found[0][1].node_id, shown) if found else None
+        if home in sys.modules and hasattr(sys.modules[home], parts[cut]) and home.startswith("mbsim"):
+            return shown
+    return None
+
+
 def setup(app):
-    app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))
+    """Sphinx calls this."""
+    app.add_directive("room", Room)
+    app.add_directive("door", Door)
+    app.connect("autodoc-process-docstring", spell, priority=400)  # before napoleon
+    app.connect("autodoc-skip-member", skip)
+    app.connect("missing-reference", resolve)
+    app.add_html_math_renderer("mathml", (_write, None), (_write, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
