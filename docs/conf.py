@@ -31,7 +31,7 @@ html_math_renderer = "mathml"
 default_role = "code"
 autodoc_mock_imports = [name for name in ("torch", "jax", "optax") if not find_spec(name)]
 autodoc_default_options = {"members": True}
-napoleon_use_ivar = True
+napoleon_attr_annotations = False
 autodoc_member_order = "bysource"
 nitpick_ignore_regex = [("py:.*", "(?!mbsim).*")]  # of other libraries nothing is known offline
 

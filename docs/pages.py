@@ -118,11 +118,14 @@ class Room(SphinxDirective):
         if inspect.isclass(thing):
             kind = "exception" if issubclass(thing, Exception) else "class"
             return [f".. auto{kind}:: {address}", ""]
-        if callable(thing):
+        if hasattr(thing, "__qualname__"):
             return [f".. autofunction:: {address}", ""]
         value = textwrap.shorten(repr(thing), 100, placeholder=" …")
         comment = [f"   {line}" for line in _comment_on(module, name)]
-        return [f".. py:data:: {address}", f"   :value: {value}", "", *comment, ""]
+        door = address.rpartition(".")[0]
+        return [
+            f".. py:data:: {name}", f"   :module: {door}", f"   :value: {value}", "", *comment, "",
+        ]  # fmt: skip
 
 
 class Door(SphinxDirective):
@@ -138,7 +141,7 @@ class Door(SphinxDirective):
             role, home = ("mod", mbsim._MODULES[name]) if name in mbsim._MODULES else ("obj", f"mbsim.{name}")
             says = inspect.getdoc(thing).split("\n\n")[0]
             lines += [f"   * - :py:{role}:`mbsim.{name} <{home}>`", f"     - {' '.join(says.split())}"]
-        version = ["", ".. py:data:: mbsim.__version__", "", "   The version, a string."]
+        version = ["", ".. py:data:: __version__", "   :module: mbsim", "", "   The version, a string."]
         return self.parse_text_to_nodes("\n".join(lines + version))
 
 
@@ -166,9 +169,10 @@ def spell(app, what, name, thing, options, lines):
 
 
 def skip(app, what, name, thing, is_skipped, options):
-    """What a class has and does not say: fields of named tuples, and what scikit-learn adds."""
+    """What a class does not define: fields of named tuples, defaults, what scikit-learn adds."""
     added = name.startswith("set_") and name.endswith("_request")
-    return True if added or type(thing).__name__ == "_tuplegetter" else None
+    default = getattr(thing, "__name__", name) != name
+    return True if added or default or type(thing).__name__ == "_tuplegetter" else None
 
 
 def resolve(app, env, node, shown):
