@@ -6,6 +6,7 @@ import pkgutil
 import re
 import sys
 import textwrap
+from functools import cache
 from importlib.util import find_spec
 from inspect import getsource as source_of
 from pathlib import Path
@@ -73,7 +74,11 @@ def public_modules(room):
 def home_of(module, name):
     """The module that defines what another one calls `name`."""
     thing = getattr(module, name)
-    return thing.__module__ if hasattr(thing, "__qualname__") else module.__name__
+    if hasattr(thing, "__qualname__"):
+        return thing.__module__
+    inside = [one for one in sys.modules if one.startswith(f"{module.__name__}.")]
+    homes = (one for one in inside if getattr(sys.modules[one], name, None) is thing)
+    return next(homes, module.__name__)
 
 
 def addresses():
@@ -106,11 +111,14 @@ class Room(SphinxDirective):
         """The nodes of the directive."""
         lines = []
         for module in public_modules(self.arguments[0]):
-            lines += [f".. automodule:: {module.__name__}", "   :no-members:", ""]
-            for name in getattr(module, "__all__", ()):
-                if home_of(module, name) == module.__name__:
-                    lines += self.entry(module, name)
-        return self.parse_text_to_nodes("\n".join(lines))
+            here = module.__name__
+            title = here.removeprefix("mbsim.")
+            lines += [title, "-" * len(title), ""] if "." in title else []
+            lines += [f".. automodule:: {here}", "   :no-members:", ""]
+            names = [n for n in getattr(module, "__all__", ()) if home_of(module, n) == here]
+            for name in sorted(names, key=lambda name: ADDRESSES[here, name].count(".")):
+                lines += self.entry(module, name)
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
     def entry(self, module, name):
         """The lines for one name."""
@@ -155,17 +163,28 @@ _BARS = re.compile(
 )
 
 
+@cache
+def _anchors(page):
+    """Where the numbered sections of a page are."""
+    titles = re.findall(rf"^##+ (({_SECTION})\.? .*)$", page.read_text("utf-8"), re.M)
+    return {number: nodes.make_id(title) for title, number in titles}
+
+
 def spell(app, what, name, thing, options, lines):
     """A docstring as Sphinx wants it: bars are bars, and sections of the theory page lead there."""
-    page = Path(app.srcdir, "docs/theory.md").read_text("utf-8")
-    titles = re.findall(rf"^##+ (({_SECTION})\.? .*)$", page, re.M)
-    anchors = {number: nodes.make_id(title) for title, number in titles}
+    anchors = _anchors(Path(app.srcdir, "docs/theory.md"))
 
     def linked(match):
         return re.sub(_SECTION, lambda m: f"`{m[0]} <../theory.html#{anchors[m[0]]}>`__", match[0])
 
     text = _BARS.sub(lambda m: r"\|" if m[0] == "|" else m[0], "\n".join(lines))
+    text = re.sub(r"(?<=: )(?=[A-Z]\.$)", r"\\", text, flags=re.M)  # B. begins no list
     lines[:] = _THEORY.sub(linked, text).split("\n")
+
+
+def sign(app, what, name, thing, options, arguments, returned):
+    """A signature that can be parsed."""
+    return arguments and arguments.replace("<factory>", "..."), returned
 
 
 def skip(app, what, name, thing, is_skipped, options):
@@ -194,6 +213,7 @@ def setup(app):
     app.add_directive("room", Room)
     app.add_directive("door", Door)
     app.connect("autodoc-process-docstring", spell, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", sign)
     app.connect("autodoc-skip-member", skip)
     app.connect("missing-reference", resolve)
     app.add_html_math_renderer("mathml", (_write, None), (_write, None))
