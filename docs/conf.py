@@ -13,10 +13,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 project = "mbsim"
 copyright = "The mbsim developers"
-root_doc = "docs/index"
+root_doc = "index"
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "pages"]
 include_patterns = [
-    "docs/*.md", "docs/reference/*.rst", "notebooks/*.ipynb", "benchmarks/README.md",
+    "index.md", "docs/*.md", "docs/reference/*.rst", "notebooks/*.ipynb", "benchmarks/README.md",
     "README.md", "CHANGELOG.md", "CONTRIBUTING.md",
 ]  # fmt: skip
 exclude_patterns = [".*", "site", "build", "dist", "mbsim", "tests"]
@@ -45,3 +45,4 @@ html_context = {"default_mode": "light"}
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {"secondary_sidebar_items": ["page-toc"], "show_prev_next": False}
+html_sidebars = {"index": []}

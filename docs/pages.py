@@ -14,6 +14,7 @@ from pathlib import Path
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx import addnodes
 from sphinx.ext.autodoc.mock import mock
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
@@ -208,6 +209,17 @@ def resolve(app, env, node, shown):
     return None
 
 
+# ------------------------------------------------------------------------- links
+
+
+def open_pages(app, doctree):
+    """A page that is whole by itself lies beside the index, to be opened and not downloaded."""
+    for node in [*doctree.findall(addnodes.download_reference)]:
+        if node["reftarget"].endswith(".html"):
+            place = "../" * app.env.docname.count("/") + Path(node["reftarget"]).name
+            node.replace_self(nodes.reference("", "", *node.children, refuri=place))
+
+
 def setup(app):
     """Sphinx calls this."""
     app.add_directive("room", Room)
@@ -216,5 +228,6 @@ def setup(app):
     app.connect("autodoc-process-signature", sign)
     app.connect("autodoc-skip-member", skip)
     app.connect("missing-reference", resolve)
+    app.connect("doctree-read", open_pages, priority=400)  # before files are collected
     app.add_html_math_renderer("mathml", (_write, None), (_write, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
