@@ -71,12 +71,16 @@ def on(ax: Axes | None) -> Iterator[Axes]:
     ...     axes is given
     True
     """
+    import matplotlib as mpl
+
     with style():
         if ax is None:
             from matplotlib import pyplot
 
             ax = pyplot.subplots()[1]
+        interactive = mpl.is_interactive()
         yield ax
+    mpl.interactive(interactive)  # a notebook's backend, loaded by its first figure, turns it on
 
 
 def pictures(name: str, draw: Callable[[Figure, Any], None], data: Any) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib import pyplot
@@ -52,6 +53,17 @@ def test_a_new_figure_is_pyplots_and_stays_open(run):
     opened = set(pyplot.get_fignums()) - set(before)
     assert [pyplot.figure(number) for number in opened] == [drawn.get_figure()]
     pyplot.close(drawn.get_figure())
+
+
+def test_what_a_notebook_turns_on_with_its_first_figure_stays_on(monkeypatch):
+    """Else it would show the first figure and no other."""
+    made = pyplot.subplots
+    monkeypatch.setattr(pyplot, "subplots", lambda: mpl.interactive(True) or made())
+    with plots.on(None) as ax:
+        pass
+    assert mpl.is_interactive()
+    mpl.interactive(False)
+    pyplot.close(ax.get_figure())
 
 
 def test_a_run_is_its_mean_with_the_interval_of_its_replicates(run, ax):
