@@ -11,16 +11,16 @@ from importlib.util import find_spec
 from inspect import getsource as source_of
 from pathlib import Path
 
+import draw_architecture as architecture
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx import addnodes
 from sphinx.ext.autodoc.mock import mock
 from sphinx.util.docutils import SphinxDirective
-from sphinx.util.nodes import make_refnode
 from sphinx.util.logging import getLogger
+from sphinx.util.nodes import make_refnode
 
-import draw_architecture as architecture
 import mbsim
 
 # ------------------------------------------------------------------------- mathematics
@@ -38,6 +38,8 @@ _SPELLINGS = {
     r"(?<=[\w}])'\^(\w)": r"^{\\prime \1}",
     r"(?<=[\w}])'": r"^{\\prime}",
 }
+# The theme's script makes what has this class a stop of the Tab key where it is too wide.
+_SCROLLS = "pst-scrollable-table-container"
 
 
 def mathml(text, *, block):
@@ -57,7 +59,7 @@ def _write(self, node):
         formula, number = "", ""
         getLogger(__name__).warning("%s: %s", error, node.astext(), location=node)
     number = f"<span>({number})</span>" if number else ""
-    self.body.append(f'<div class="math">{formula}{number}</div>' if block else formula)
+    self.body.append(f'<div class="math {_SCROLLS}">{formula}{number}</div>' if block else formula)
     raise nodes.SkipNode
 
 
@@ -85,9 +87,9 @@ def home_of(module, name):
 def addresses():
     """By home and name, what users call a thing: the shortest way to it."""
     short = {(home, name): f"mbsim.{name}" for name, home in mbsim._HOMES.items()}
-    doors = {f"mbsim.{door}": importlib.import_module(home) for door, home in mbsim._MODULES.items()}
-    rooms = [module for room in ROOMS for module in public_modules(room)]
-    for door, module in [*doors.items(), *((module.__name__, module) for module in rooms)]:
+    rooms = [(one.__name__, one) for room in ROOMS for one in public_modules(room)]
+    doors = [(f"mbsim.{door}", sys.modules[home]) for door, home in mbsim._MODULES.items()]
+    for door, module in [*doors, *rooms]:
         for name in getattr(module, "__all__", ()):
             short.setdefault((home_of(module, name), name), f"{door}.{name}")
     return short
@@ -99,7 +101,8 @@ ADDRESSES = addresses()
 
 def _comment_on(module, name):
     """What the source says above a constant."""
-    above = re.search(rf"((?:^#.*\n)+)(?:^[A-Z]\w*(?:: .*)? = .*\n)*^{name}\b", source_of(module), re.M)
+    pattern = rf"((?:^#.*\n)+)(?:^[A-Z]\w*(?:: .*)? = .*\n)*^{name}\b"
+    above = re.search(pattern, source_of(module), re.M)
     return re.sub(r"^#:? ?", "", above[1], flags=re.M).split("\n") if above else []
 
 
@@ -144,23 +147,23 @@ class Door(SphinxDirective):
         """The nodes of the directive."""
         lines = [".. list-table::", "   :widths: 30 70", ""]
         for name in mbsim.__all__:
-            thing = getattr(mbsim, name)
-            if isinstance(thing, str):
+            if name == "__version__":
                 continue
-            role, home = ("mod", mbsim._MODULES[name]) if name in mbsim._MODULES else ("obj", f"mbsim.{name}")
-            says = inspect.getdoc(thing).split("\n\n")[0]
-            lines += [f"   * - :py:{role}:`mbsim.{name} <{home}>`", f"     - {' '.join(says.split())}"]
-        version = ["", ".. py:data:: __version__", "   :module: mbsim", "", "   The version, a string."]
-        return self.parse_text_to_nodes("\n".join(lines + version))
+            says = inspect.getdoc(getattr(mbsim, name)).split("\n\n")[0]
+            home = mbsim._MODULES.get(name, f"mbsim.{name}")
+            lines += [f"   * - :py:obj:`mbsim.{name} <{home}>`", f"     - {' '.join(says.split())}"]
+        lines += ["", ".. py:data:: __version__", "   :module: mbsim", "", "   A string."]
+        return self.parse_text_to_nodes("\n".join(lines))
 
 
 _SECTION = r"\d+(?:\.\d+)?"
-_THEORY = re.compile(rf"theory\s+page(?:(?:'s|,)\s+(?:sections?\s+)?{_SECTION}(?:(?:,|,?\s+and|\s+to)\s+{_SECTION})*)?")
+_SECTIONS = rf"{_SECTION}(?:(?:,|,?\s+and|\s+to)\s+{_SECTION})*"
+_THEORY = re.compile(rf"theory\s+page(?:'s|,)\s+(?:sections?\s+)?{_SECTIONS}")
 
 
 # Where a bar is one; elsewhere in a docstring it is written as it is, |x|.
 _BARS = re.compile(
-    r"``.*?``|:math:`.*?`|\.\. math::(?:\n\s*\n)?.*?(?:\n\s*\n|\Z)|>>> .*?(?:\n\s*\n|\Z)|\\?\|", re.S
+    r"``.*?``|:math:`.*?`|(?:\.\. math::(?:\n\s*\n)?|>>> ).*?(?:\n\s*\n|\Z)|\\?\|", re.S
 )
 
 
@@ -171,7 +174,7 @@ def _anchors(page):
     return {number: nodes.make_id(title) for title, number in titles}
 
 
-def spell(app, what, name, thing, options, lines):
+def spell(app, _what, _name, _thing, _options, lines):
     """A docstring as Sphinx wants it: bars are bars, and sections of the theory page lead there."""
     anchors = _anchors(Path(app.srcdir, "docs/theory.md"))
 
@@ -183,12 +186,12 @@ def spell(app, what, name, thing, options, lines):
     lines[:] = _THEORY.sub(linked, text).split("\n")
 
 
-def sign(app, what, name, thing, options, arguments, returned):
+def sign(_app, _what, _name, _thing, _options, arguments, returned):
     """A signature that can be parsed."""
     return arguments and arguments.replace("<factory>", "..."), returned
 
 
-def skip(app, what, name, thing, is_skipped, options):
+def skip(_app, _what, name, thing, _is_skipped, _options):
     """What a class does not define: fields of named tuples, defaults, what scikit-learn adds."""
     added = name.startswith("set_") and name.endswith("_request")
     default = getattr(thing, "__name__", name) != name
@@ -196,15 +199,17 @@ def skip(app, what, name, thing, is_skipped, options):
 
 
 def resolve(app, env, node, shown):
-    """Find what is referred to by its home; what is there and not public is shown without a link."""
+    """Find what is referred to by its home; what is there and not public has no link."""
     parts = node.get("reftarget", "").split(".")
     for cut in range(len(parts) - 1, 0, -1):
         home = ".".join(parts[:cut])
         if (home, parts[cut]) in ADDRESSES:
             target = ".".join([ADDRESSES[home, parts[cut]], *parts[cut + 1 :]])
-            found = env.domains["py"].find_obj(env, None, None, target, None)
-            return make_refnode(app.builder, node["refdoc"], found[0][1].docname, found[0][1].node_id, shown) if found else None
-        if home in sys.modules and hasattr(sys.modules[home], parts[cut]) and home.startswith("mbsim"):
+            place = env.domains["py"].objects.get(target)
+            if place is None:
+                return None
+            return make_refnode(app.builder, node["refdoc"], place.docname, place.node_id, shown)
+        if home.startswith("mbsim") and hasattr(sys.modules.get(home), parts[cut]):
             return shown
     return None
 
