@@ -74,10 +74,15 @@ def public_modules(room):
         return [top, *(importlib.import_module(one.name) for one in inside)]
 
 
+def is_defined(thing):
+    """Whether it is a class or a function of this package, and not a constant."""
+    return hasattr(thing, "__qualname__") and thing.__module__.startswith("mbsim.")
+
+
 def home_of(module, name):
     """The module that defines what another one calls `name`."""
     thing = getattr(module, name)
-    if hasattr(thing, "__qualname__"):
+    if is_defined(thing):
         return thing.__module__
     inside = [one for one in sys.modules if one.startswith(f"{module.__name__}.")]
     homes = (one for one in inside if getattr(sys.modules[one], name, None) is thing)
@@ -127,10 +132,10 @@ class Room(SphinxDirective):
     def entry(self, module, name):
         """The lines for one name."""
         thing, address = getattr(module, name), ADDRESSES[module.__name__, name]
-        if inspect.isclass(thing):
+        if is_defined(thing) and inspect.isclass(thing):
             kind = "exception" if issubclass(thing, Exception) else "class"
             return [f".. auto{kind}:: {address}", ""]
-        if hasattr(thing, "__qualname__"):
+        if is_defined(thing):
             return [f".. autofunction:: {address}", ""]
         value = textwrap.shorten(repr(thing), 100, placeholder=" …")
         comment = [f"   {line}" for line in _comment_on(module, name)]

@@ -56,7 +56,8 @@ def test_every_public_name_is_in_the_reference(site):
         try:
             module = importlib.import_module(one.name)
         except ModuleNotFoundError as error:
-            assert error.name in {"torch", "optax"}
+            if error.name not in {"torch", "optax"}:
+                raise
             continue
         for name in getattr(module, "__all__", ()):
             if id(getattr(module, name)) not in there:
@@ -112,12 +113,10 @@ def test_pages_fit_are_silent_and_accessible(site, chromium, width, scheme):
         with opened(chromium, site / f"{name}.html", **look) as (it, said):
             assert it.evaluate("document.documentElement.dataset.theme") == scheme
             assert it.evaluate("document.documentElement.scrollWidth") <= width, name
-            # A table in Markdown has a head, and its corner may be empty, or mathematics.
-            broken = [
-                rule for rule in broken_rules(it) if not rule.startswith("empty-table-header")
-            ]
-            assert broken == [], name
             assert complaints(said) == [], name
+            # A table in Markdown has a head, and its corner may be empty, or mathematics.
+            broken = [one for one in broken_rules(it) if not one.startswith("empty-table-header")]
+            assert broken == [], name
 
 
 def test_it_is_read_without_javascript(site, chromium):
@@ -125,7 +124,7 @@ def test_it_is_read_without_javascript(site, chromium):
         formulas = it.locator("math")
         assert formulas.count() > 1000
         assert formulas.first.bounding_box()["height"] > 5
-        assert it.locator("math", has_text="ℒ").count() > 10
+        assert it.locator("math", has_text="ℒ").count() > 5
         it.locator("nav a", has_text="How-to").first.click()
         assert it.locator("h1", has_text="How to").is_visible()
         assert complaints(said) == []
