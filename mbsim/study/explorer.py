@@ -25,26 +25,43 @@ def explorer_page() -> Path:
 
 
 def formulas() -> str:
-    """The page's formulas as JavaScript: the bias of the bound, and A(r) and M(r) of SGD.
+    """The page's formulas as JavaScript: bias and bound of the theory, and A(r) and M(r) of SGD.
+
+    The bound is Theorem 2 with the largest weight that there is, ω = 3/4, and so the least that it
+    can be; at b = B it is Theorem 1. L is 1, and Δ is ½, as the page has it.
 
     >>> print(formulas().splitlines()[0])
     const biasBound = ({b, p, sigma}) => 8*Math.pow(sigma, 2)*Math.pow(1 - p, -b - 1)/(b + 1);
     """
     import sympy
 
-    from mbsim.theory import bias_bound
+    from mbsim.theory import ABBREVIATIONS, bias_bound, clipping_bound, sgd_bound, symbols
 
     batch, p, c, σ, r = sympy.symbols("B p c sigma r", positive=True)
-    bias = bias_bound("closed")
-    expression = bias.expression.subs(bias.definitions)
+    names = ("smoothness", "initial_gap", "coherence", "mean_weight")
+    here = dict(
+        zip(symbols(*names), (1, sympy.Rational(1, 2), 0, sympy.Rational(3, 4)), strict=True)
+    )
+
+    def script(expression: sympy.Expr) -> str:
+        while expression.free_symbols & {*ABBREVIATIONS}:
+            expression = expression.subs(ABBREVIATIONS)
+        return str(sympy.jscode(expression.subs(here)))
+
+    bias, bound, sgd = bias_bound("closed"), clipping_bound(), sgd_bound()
+    whole = bound.expression - bound.bias.expression + bias.expression
+    (allowed,), (of_sgd,) = ([one.relation for one in of.conditions] for of in (bound, sgd))
     # The mean of B independent examples: the square of its mean, and a B-th of the rest.
     example = (1 - p) * (r**2 + σ**2) + p * c**2 * (r**2 + σ**2)
     progress = (1 - p) * r
     moment = progress**2 + (example - progress**2) / batch
+    given = "{B, b, p, c, sigma, eta, T}"
     lines = [
-        f"const biasBound = ({{b, p, sigma}}) => {sympy.jscode(expression)};",
-        f"const sgdProgress = ({{p, r}}) => {sympy.jscode(progress)};",
-        f"const sgdSecondMoment = ({{B, p, c, sigma, r}}) => {sympy.jscode(moment)};",
+        f"const biasBound = ({{b, p, sigma}}) => {script(bias.expression)};",
+        f"const clippingBound = ({given}) => {script(allowed)} ? {script(whole)} : NaN;",
+        f"const sgdBound = ({given}) => {script(of_sgd)} ? {script(sgd.expression)} : NaN;",
+        f"const sgdProgress = ({{p, r}}) => {script(progress)};",
+        f"const sgdSecondMoment = ({{B, p, c, sigma, r}}) => {script(moment)};",
     ]
     return "\n".join(lines) + "\n"
 

@@ -58,6 +58,29 @@ def test_the_formulas_give_the_numbers_of_the_library():
     assert moment == pytest.approx(sgd.second_moment(0.7), rel=1e-12)
 
 
+def test_the_bounds_are_those_of_the_library():
+    """Theorem 2 with the closed form of its bias and its largest weight, and Theorem 1."""
+    at = {**SETTING, "T": 400}
+    calls = [("clipping", {"b": 4, "eta": 0.001}), ("sgd", {}),
+             ("clipping", {"b": 4, "c": 50}), ("sgd", {"eta": 2})]  # fmt: skip
+    code = ", ".join(f"{name}Bound({json.dumps(at | changed)})" for name, changed in calls)
+    bounds = in_javascript(f"[{code}]")
+    theory = mbsim.theory
+    values = {"initial_gap": 0.5, "smoothness": 1, "steps": 400, "batch_size": 16, "sigma": 1,
+              "probability": 0.1, "norm_ratio": 5, "coherence": 0, "micro_batch_size": 4,
+              "mean_weight": 0.75}  # fmt: skip
+    whole, sgd = theory.clipping_bound(), theory.sgd_bound()
+    sums = {name: values[name] for name in ("micro_batch_size", "probability", "sigma")}
+    closer = theory.bias_bound("closed").evaluate(**sums) - theory.bias_bound().evaluate(**sums)
+    known = {name: values[name] for name in sgd.names if name != "step_size"}
+    clipped = whole.evaluate(**values, step_size=0.001) + closer
+    wanted = [clipped, sgd.evaluate(**known, step_size=0.05)]
+    assert bounds[:2] == pytest.approx(wanted, rel=1e-12)
+    assert bounds[2:] == [None, None]  # NaN: such steps are not allowed
+    assert not whole.holds(**values | {"norm_ratio": 50}, step_size=0.05)
+    assert not sgd.holds(**known, step_size=2)
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("b", [1, 4])
 def test_a_step_in_javascript_has_the_law_of_the_engine(rule, b):
