@@ -9,8 +9,15 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-__all__ = ["explorer_page", "formulas"]
+from mbsim.choosing.compare import compare
+from mbsim.methods import SGD, MicroBatchClipping
+from mbsim.problems.draggers import Draggers
+from mbsim.problems.noise import TwoPoint
+from mbsim.study.half_square import half_square
+
+__all__ = ["explorer_page", "formulas", "sliders"]
 
 _BEGIN, _END = "// <formulas>\n", "// </formulas>\n"
 
@@ -22,6 +29,53 @@ def explorer_page() -> Path:
     'explorer.html'
     """
     return Path(str(resources.files("mbsim.study").joinpath("explorer.html")))
+
+
+def sliders() -> Any:
+    """For a notebook: three sliders, b, p and c, and runs of SGD beside runs of clipping.
+
+    The problem is that of the page, with skewed noise; B = 64, 64 runs of 400 steps, 99 % bands.
+
+    Returns:
+        A widget of ipywidgets, which the extra ``notebooks`` brings.
+
+    Raises:
+        ModuleNotFoundError: without ipywidgets.
+
+    >>> sliders()  # as the last line of a cell  # doctest: +SKIP
+    """
+    try:
+        import ipywidgets
+    except ImportError:
+        raise ModuleNotFoundError(
+            "mbsim.study.explorer.sliders needs ipywidgets: "
+            "pip install 'microbatch-clipping[notebooks]'",
+            name="ipywidgets",
+        ) from None
+    from matplotlib import pyplot
+
+    noise = TwoPoint(sigma=1.0, rare=0.15, isotropic_share=0.5)
+
+    def draw(b: int, p: float, c: float) -> None:
+        draggers = Draggers(probability=p, norm_ratio=c)
+        problem = half_square(noise, draggers, dimension=64, benign_dim=32, grad_norm=1.0)
+        settings: Any = {"batch_size": 64, "step_size": 0.05, "steps": 400, "replicates": 64}
+        compare(problem, [SGD(), MicroBatchClipping(b)], rng=0, **settings).plot()
+        pyplot.show()
+
+    choices: dict[str, tuple[list[float], float]] = {
+        "b": ([1, 2, 4, 8, 16, 32, 64], 8),
+        "p": ([0.0, 0.01, 0.02, 0.05, 0.1, 0.2], 0.05),
+        "c": ([2.0, 5.0, 10.0, 20.0, 50.0, 100.0], 20.0),
+    }
+    turned = {
+        name: ipywidgets.SelectionSlider(
+            options=options, value=value, description=name, continuous_update=False
+        )
+        for name, (options, value) in choices.items()
+    }
+    shown = ipywidgets.interactive_output(draw, turned)
+    return ipywidgets.VBox([ipywidgets.HBox([*turned.values()]), shown])
 
 
 def formulas() -> str:

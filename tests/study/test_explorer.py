@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from browser import broken_rules, browser, opened
 
 import mbsim
 from mbsim.statistics import t_quantile
-from mbsim.study.explorer import explorer_page, formulas
+from mbsim.study.explorer import explorer_page, formulas, sliders
 
 TEXT = explorer_page().read_text("utf-8")
 SETTING = {"B": 16, "p": 0.1, "c": 5, "sigma": 1, "skew": 2, "eta": 0.05}
@@ -167,3 +168,32 @@ def test_it_moves_at_thirty_frames_a_second(chromium):
             return (performance.now() - since) / 30;
         }""")
         assert took < 1000 / 30  # milliseconds to draw everything once
+
+
+def test_three_sliders_draw_anew_in_a_notebook(monkeypatch):
+    """Without a front end: what is turned is drawn."""
+    pytest.importorskip("ipywidgets", reason="needs the extra notebooks")
+    from matplotlib import pyplot
+
+    drawn = []
+    monkeypatch.setattr(pyplot, "show", lambda: drawn.append(pyplot.gcf()))
+    controls, _ = sliders().children
+    assert [one.description for one in controls.children] == ["b", "p", "c"]
+    b, p, c = controls.children
+    b.value, p.value, c.value = 64, 0.0, 2.0
+    assert len(drawn) == 4
+    lines = [figure.axes[0].lines for figure in drawn]
+    first, last = ([line.get_ydata()[-1] for line in one[:2]] for one in (lines[0], lines[-1]))
+    assert first[0] > 2 * first[1]  # clipping ends lower, and at b = B it is SGD
+    assert last[0] == pytest.approx(last[1], rel=0.5)
+    assert any("b = 8" in text.get_text() for text in drawn[0].axes[0].texts)
+    for figure in drawn:
+        pyplot.close(figure)
+
+
+def test_without_ipywidgets_a_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"needs ipywidgets: pip install '.*\[notebooks\]'$"
+    ):
+        sliders()
