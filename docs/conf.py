@@ -45,4 +45,4 @@ html_context = {"default_mode": "light"}
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {"secondary_sidebar_items": ["page-toc"], "show_prev_next": False}
-html_sidebars = {"index": []}
+html_sidebars = {"index": [], "notebooks/10_gallery": []}
