@@ -354,5 +354,5 @@ def test_all_that_is_asked_to_be_installed_can_be():
 def test_the_extra_all_is_all_that_users_need():
     extras = PROJECT["optional-dependencies"]
     (rest,) = re.findall(r"microbatch-clipping\[(.*)\]", extras["all"][0])
-    assert {*rest.split(","), "all", "dev", "torch", "jax", "bench"} == {*extras}
-    assert "microbatch-clipping[all]" in extras["dev"]
+    assert {*rest.split(","), "all", "dev", "docs", "torch", "jax", "bench"} == {*extras}
+    assert "microbatch-clipping[all,docs]" in extras["dev"]

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-import matplotlib
+import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib import pyplot
@@ -56,11 +56,22 @@ def test_a_new_figure_is_pyplots_and_stays_open(run):
 
 
 def test_a_notebook_that_wakes_with_its_first_figure_stays_awake(ax):
-    assert not matplotlib.is_interactive()
+    assert not mpl.is_interactive()
     with plots.on(ax):
-        matplotlib.interactive(True)  # as the inline backend does, when it is first asked
-    assert matplotlib.is_interactive()
-    matplotlib.interactive(False)
+        mpl.interactive(True)  # as the inline backend does, when it is first asked
+    assert mpl.is_interactive()
+    mpl.interactive(False)
+
+
+def test_what_a_notebook_turns_on_with_its_first_figure_stays_on(monkeypatch):
+    """Else it would show the first figure and no other."""
+    made = pyplot.subplots
+    monkeypatch.setattr(pyplot, "subplots", lambda: mpl.interactive(True) or made())
+    with plots.on(None) as ax:
+        pass
+    assert mpl.is_interactive()
+    mpl.interactive(False)
+    pyplot.close(ax.get_figure())
 
 
 def test_a_run_is_its_mean_with_the_interval_of_its_replicates(run, ax):

@@ -65,7 +65,7 @@ def look(weights, inputs, labels, rows, size, residuals, norms):
 
 @compiled(void(_TABLE, _TABLE, INTS, int64, _TABLE, REALS))
 def descend(weights, inputs, rows, size, residuals, steps):
-    """W less Σ_j `steps`_j Σ_{i in j} r_i x_iᵀ, in place."""
+    """W less Σ_j s_j Σ_{i in j} r_i x_iᵀ, in place, where s is `steps`."""
     classes, dim = weights.shape
     for i in range(rows.size):
         x = inputs[rows[i]]

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from browser import broken_rules, browser, opened
 
 import mbsim
 from mbsim.statistics import t_quantile
-from mbsim.study.explorer import explorer_page, formulas
+from mbsim.study.explorer import explorer_page, formulas, sliders
 
 TEXT = explorer_page().read_text("utf-8")
 SETTING = {"B": 16, "p": 0.1, "c": 5, "sigma": 1, "skew": 2, "eta": 0.05}
@@ -56,6 +57,29 @@ def test_the_formulas_give_the_numbers_of_the_library():
     sgd = mbsim.drift(problem(), mbsim.SGD(), batch_size=16)
     assert progress == pytest.approx(sgd.progress(0.7), rel=1e-12)
     assert moment == pytest.approx(sgd.second_moment(0.7), rel=1e-12)
+
+
+def test_the_bounds_are_those_of_the_library():
+    """Theorem 2 with the closed form of its bias and its largest weight, and Theorem 1."""
+    at = {**SETTING, "T": 400}
+    calls = [("clipping", {"b": 4, "eta": 0.001}), ("sgd", {}),
+             ("clipping", {"b": 4, "c": 50}), ("sgd", {"eta": 2})]  # fmt: skip
+    code = ", ".join(f"{name}Bound({json.dumps(at | changed)})" for name, changed in calls)
+    bounds = in_javascript(f"[{code}]")
+    theory = mbsim.theory
+    values = {"initial_gap": 0.5, "smoothness": 1, "steps": 400, "batch_size": 16, "sigma": 1,
+              "probability": 0.1, "norm_ratio": 5, "coherence": 0, "micro_batch_size": 4,
+              "mean_weight": 0.75}  # fmt: skip
+    whole, sgd = theory.clipping_bound(), theory.sgd_bound()
+    sums = {name: values[name] for name in ("micro_batch_size", "probability", "sigma")}
+    closer = theory.bias_bound("closed").evaluate(**sums) - theory.bias_bound().evaluate(**sums)
+    known = {name: values[name] for name in sgd.names if name != "step_size"}
+    clipped = whole.evaluate(**values, step_size=0.001) + closer
+    wanted = [clipped, sgd.evaluate(**known, step_size=0.05)]
+    assert bounds[:2] == pytest.approx(wanted, rel=1e-12)
+    assert bounds[2:] == [None, None]  # NaN: such steps are not allowed
+    assert not whole.holds(**values | {"norm_ratio": 50}, step_size=0.05)
+    assert not sgd.holds(**known, step_size=2)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -144,3 +168,32 @@ def test_it_moves_at_thirty_frames_a_second(chromium):
             return (performance.now() - since) / 30;
         }""")
         assert took < 1000 / 30  # milliseconds to draw everything once
+
+
+def test_three_sliders_draw_anew_in_a_notebook(monkeypatch):
+    """Without a front end: what is turned is drawn."""
+    pytest.importorskip("ipywidgets", reason="needs the extra notebooks")
+    from matplotlib import pyplot
+
+    drawn = []
+    monkeypatch.setattr(pyplot, "show", lambda: drawn.append(pyplot.gcf()))
+    controls, _ = sliders().children
+    assert [one.description for one in controls.children] == ["b", "p", "c"]
+    b, p, c = controls.children
+    b.value, p.value, c.value = 64, 0.0, 2.0
+    assert len(drawn) == 4
+    lines = [figure.axes[0].lines for figure in drawn]
+    first, last = ([line.get_ydata()[-1] for line in one[:2]] for one in (lines[0], lines[-1]))
+    assert first[0] > 2 * first[1]  # clipping ends lower, and at b = B it is SGD
+    assert last[0] == pytest.approx(last[1], rel=0.5)
+    assert any("b = 8" in text.get_text() for text in drawn[0].axes[0].texts)
+    for figure in drawn:
+        pyplot.close(figure)
+
+
+def test_without_ipywidgets_a_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"needs ipywidgets: pip install '.*\[notebooks\]'$"
+    ):
+        sliders()
