@@ -29,7 +29,7 @@ from mbsim._shared.seeds import child
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
 from mbsim.errors import InvalidArgument, divisors, shown
 from mbsim.gradients import training
-from mbsim.gradients.training import Splits, _micro_batch_norms, _residuals
+from mbsim.gradients.training import Split, look_at
 from mbsim.methods import MicroBatchClipping
 from mbsim.study import tables
 from mbsim.study.claim import BATCH, RATE, Claim, Details, Found, Study
@@ -90,22 +90,22 @@ def settled(setting: Setting, rng: SeedSequence) -> Record:
         InvalidArgument: if the table has a single class.
     """
     seed = child(rng, "split", setting.split)
-    data = tables.splits(setting.table, setting.contamination, orders=1, rng=seed)
+    data = tables.split(setting.table, setting.contamination, rng=seed)
     rule, step_size = RULES[setting.rule]
     draw = np.random.default_rng(child(seed, "draws"))
     record: Record = {"setting": list(setting), "level": {}, "smallest": {}, "stalled": {}}
     record["fitted"] = {}
     for b in setting.sizes:
         gradients = _trained(data, MicroBatchClipping(b, rule=rule), step_size, setting.steps, seed)
-        record["level"][str(b)] = gradients.level(~data.canary[0])
+        record["level"][str(b)] = gradients.level(~data.touched)
         if b > _LARGEST_STALL:
             continue
-        size = math.sqrt(np.square(gradients.norms[~data.canary[0]]).mean())
+        size = math.sqrt(np.square(gradients.norms[~data.touched]).mean())
         ends = gradients.thresholds(setting.rule, b, draw) / size
         record["smallest"][str(b)] = float(np.median(ends))
         record["stalled"][str(b)] = float((ends < _FITTED).mean())
         record["fitted"][str(b)] = float((gradients.norms < _FITTED * size).mean())
-    wrong = data.canary[0]
+    wrong = data.touched
     if wrong.any() and setting.sizes[-1] == BATCH:
         if setting.rule == "unit norm":  # which with one micro-batch is not SGD
             gradients = _trained(data, MicroBatchClipping(BATCH), 0.2, setting.steps, seed)
@@ -117,7 +117,7 @@ def settled(setting: Setting, rng: SeedSequence) -> Record:
                 for name in ("cosine", "level")
             }
             record["other null"] = gradients.pull(draw.permutation(wrong))
-            clean = tables.splits(setting.table, CLEAN, orders=1, rng=seed)
+            clean = tables.split(setting.table, CLEAN, rng=seed)
             put_right = _trained(clean, MicroBatchClipping(BATCH), 0.2, setting.steps, seed)
             record["right"] = put_right.pull(wrong)
     return record
@@ -126,12 +126,10 @@ def settled(setting: Setting, rng: SeedSequence) -> Record:
 class _Gradients:
     """The gradients of all training examples at some weights: residuals and inputs."""
 
-    def __init__(self, data: Splits, weights: Array) -> None:
-        self.inputs = data.train_inputs[0]
-        stacked = weights[None, :, None, :].copy()
-        self.residuals = _residuals(stacked, data.train_inputs, data.train_labels)[0, :, 0]
-        lengths = np.linalg.norm(self.residuals, axis=0) * np.linalg.norm(self.inputs, axis=1)
-        self.norms: Array = lengths
+    def __init__(self, data: Split, weights: Array) -> None:
+        self.data, self.weights, self.inputs = data, weights, data.train_inputs
+        seen = look_at(weights, data.train_inputs, data.train_labels)
+        self.residuals, self.norms = seen.signals.T, seen.norms
 
     def mean(self, chosen: NDArray[np.bool_]) -> Array:
         found: Array = self.residuals[:, chosen] @ self.inputs[chosen] / chosen.sum()
@@ -142,12 +140,13 @@ class _Gradients:
 
     def thresholds(self, rule: str, b: int, draw: Generator, steps: int = 128) -> Array:
         """The threshold of a rule in `steps` random mini-batches (for unit norm: the smallest)."""
-        batches = np.array([draw.permutation(len(self.inputs))[:BATCH] for _ in range(steps)])
-        residuals = self.residuals[:, batches].swapaxes(0, 1)[:, :, None]
-        norms = _micro_batch_norms(residuals, self.inputs[batches], BATCH // b)[:, 0]
-        level = 0.5 if rule == "median norm" else 0.0
-        found: Array = np.quantile(norms, level, axis=1, method="lower")
-        return found
+        level, found = 0.5 if rule == "median norm" else 0.0, []
+        for _ in range(steps):
+            rows = draw.permutation(len(self.inputs))[:BATCH]
+            x, labels = self.inputs[rows], self.data.train_labels[rows]
+            norms = look_at(self.weights, x, labels, size=b).norms
+            found.append(np.quantile(norms, level, method="lower"))
+        return np.array(found)
 
     def pull(self, draggers: NDArray[np.bool_]) -> dict[str, float]:
         """p, t, c, γ, σ and skew of section 12, the level, and the mean cosine."""
@@ -177,7 +176,7 @@ class _Gradients:
 
 
 def _trained(
-    data: Splits, method: MicroBatchClipping, step_size: float, steps: int, seed: SeedSequence
+    data: Split, method: MicroBatchClipping, step_size: float, steps: int, seed: SeedSequence
 ) -> _Gradients:
     run = training.train(data, method, step_size=step_size, steps=steps, batch_size=BATCH, rng=seed)
     return _Gradients(data, run.weights[0])
