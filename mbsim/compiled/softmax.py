@@ -90,13 +90,11 @@ def _square(signals, at, values, first, stop, total):
 def look(inner, outer, labels, size, inputs, between, signals, norms, losses):
     """Fill signals, ‖X_j‖ and the mean losses of micro-batches; the sum of all examples' losses.
 
-    Args:
-        inner: the hidden layer's weights ``[H, D]``, H = 0 for softmax regression; `outer`:
-            ``[K, H + 1]``, or ``[K, D]``.
-        labels: of the examples; `size`: b, of every micro-batch but the last.
-        inputs: of the examples, ``[n, D]``; `between`: room for what comes out of the hidden
-            layer, ``[n, H + 1]``, or the inputs again.
-        signals: ``[n, H + K]``; `norms`, `losses`: ``[m]``; to be filled.
+    Weights are `inner`, the hidden layer's ``[H, D]`` (H = 0 for softmax regression), and `outer`,
+    ``[K, H + 1]`` or ``[K, D]``. Of n examples there are `labels` and `inputs` ``[n, D]``; every
+    micro-batch but the last has `size` of them. `between` is room for what comes out of the hidden
+    layer, ``[n, H + 1]``, or the inputs again. To be filled: `signals` ``[n, H + K]``, `norms` and
+    `losses` ``[m]``.
     """
     hidden, n, total = inner.shape[0], labels.size, 0.0
     room, more = np.empty(inner.shape), np.empty(outer.shape)
@@ -186,12 +184,10 @@ def steps(
 ):  # fmt: skip
     """Steps of training in place, one for each row of `batches`; −1, or that at which it diverged.
 
-    Args:
-        rule, numbers: a compiled rule; `by`: a number of ``BY``, what it or a median looks at.
-        inner, outer: weights; the same with 1 and 2: Adam's moments.
-        inputs, labels: of all examples; `batches`: int64 ``[steps, B]``, rows of them.
-        size: b; `step_size`, `decay`: η and the weight decay; `adam`: whether.
-        stops: after how many steps the weights are put down in `inners` and `outers`, ascending.
+    `rule` and `numbers` are a compiled rule, and `by`, of ``BY``, says what it or a median looks
+    at. `inner` and `outer` are weights, the same with 1 and 2 Adam's moments. `inputs` and `labels`
+    are of all examples, `batches` rows of them ``[steps, B]``; `size` is b, `step_size` η, `decay`
+    the weight decay. After `stops` steps (ascending) weights are put down in `inners`, `outers`.
     """
     n, dim, hidden, classes = batches.shape[1], inputs.shape[1], len(inner), len(outer)
     m = n // size
@@ -210,7 +206,7 @@ def steps(
         for j in range(m):
             if not math.isfinite(norms[j]):
                 return step
-        if by == _NORMS or by == _LOSSES:
+        if by <= _LOSSES:
             rule(norms if by == _NORMS else losses, numbers, factors)
             for j in range(m):
                 factors[j] /= n

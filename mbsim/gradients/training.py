@@ -1,4 +1,4 @@
-r"""Softmax regression, and a network of one tanh layer, trained with every rule and micro-batch size.
+r"""Softmax regression, and a network of one tanh layer, trained with every rule and every b.
 
 Per-example gradients are outer products in each layer: of what comes back to it, s_i, and what goes
 in, v_i. So no gradient of an example is ever formed (the theory page, section 10): a micro-batch S
@@ -222,7 +222,8 @@ def split_of(
     constant = spread <= 1e-9 * np.abs(centre)
     x = np.where(constant, 0.0, (x - centre) / np.where(constant, 1.0, spread))
     draw = rng if isinstance(rng, Generator) else np.random.default_rng(rng)
-    what, parts = contamination or Contamination(), {}
+    what = contamination or Contamination()
+    parts: dict[str, Any] = {}
     for part, where in zip(_PARTS, rows, strict=True):
         some, said = x[np.asarray(where)], codes[np.asarray(where)].astype(np.int64)
         if part == "train" or held_out:
@@ -248,8 +249,11 @@ def splits_by(
 
     Args:
         splitter: an object with ``split(inputs, labels)``, as scikit-learn's have.
-        inputs, labels, contamination, held_out: as for :func:`split_of`.
+        inputs: as for :func:`split_of`.
+        labels: likewise.
+        contamination: likewise.
         rng: the seed of what is drawn beside. Split i depends on it and i alone.
+        held_out: as for :func:`split_of`.
 
     Raises:
         InvalidArgument: for more splits than examples, and as :func:`split_of`.
@@ -528,8 +532,8 @@ class _Model:
         """Validation accuracy and loss, test accuracy and loss, ``[4, R]``; NaN of what is NaN."""
         with np.errstate(all="ignore"):  # divergence is an outcome
             if self.hidden:
-                logits = np.array([outer @ _between(inner, self.held).T
-                                   for inner, outer in zip(inners, outers, strict=True)])  # fmt: skip
+                each = zip(inners, outers, strict=True)
+                logits = np.array([outer @ _between(inner, self.held).T for inner, outer in each])
             else:  # one product for all
                 flat = outers.reshape(-1, self.dim) @ self.held.T
                 logits = flat.reshape(len(outers), self.classes, -1)
@@ -539,7 +543,9 @@ class _Model:
             logits -= top
             losses = np.log(np.exp(logits, out=logits).sum(axis=1)) - of_label
         parts = slice(None, self.cut), slice(self.cut, None)
-        return np.array([x.mean(axis=1) for part in parts for x in (hits[:, part], losses[:, part])])
+        return np.array(
+            [x.mean(axis=1) for part in parts for x in (hits[:, part], losses[:, part])]
+        )
 
 
 class Seen(NamedTuple):
@@ -582,9 +588,7 @@ def look_at(
     return _seen(inner, outer, x, np.array(labels, dtype=np.int64), size)[0]
 
 
-def _seen(
-    inner: Array, outer: Array, x: Array, labels: Integers, size: int
-) -> tuple[Seen, Array]:
+def _seen(inner: Array, outer: Array, x: Array, labels: Integers, size: int) -> tuple[Seen, Array]:
     """What a step sees, and what comes in to the outer layer."""
     from mbsim.compiled import softmax
 
@@ -693,10 +697,11 @@ def tuned(
 
     Args:
         data: the split.
-        method: as for :func:`train`, like `options`; there are 15 records.
-        steps: the most steps.
+        method: as for :func:`train`.
+        steps: the most steps; there are 15 records.
         start: a step size to begin at.
         rng: seed or SeedSequence.
+        **options: others of :func:`train`.
 
     >>> import mbsim
     >>> x = np.random.default_rng(0).standard_normal((300, 4))
@@ -793,7 +798,11 @@ class BySize:
             interval, sure = ([x.low for x in found], [x.high for x in found]), "99 % interval"
         with plots.on(ax) as axes:
             plots.curve(
-                axes, self.sizes, values.mean(axis=1), interval, **{"label": str(self.rule), **style}
+                axes,
+                self.sizes,
+                values.mean(axis=1),
+                interval,
+                **{"label": str(self.rule), **style},
             )
             plots.sizes_axis(axes, self.sizes.tolist())
             axes.set(ylabel=f"{what.replace('_', ' ')}; {sure}")

@@ -65,7 +65,8 @@ class PerSampleNorm:
     def factors(self, norms: Any) -> Any:
         """s_k = min(1, α k^(1/β)/x_k)."""
         limit = self.alpha * np.arange(1, norms.shape[-1] + 1) ** (1 / self.beta)
-        return np.minimum(1.0, limit / np.maximum(norms, limit))
+        limit = limit.astype(norms.dtype)
+        return limit / np.maximum(norms, limit)
 
     @property
     def compiled(self) -> Twin:
@@ -90,7 +91,8 @@ class MeanNorm:
     def factors(self, norms: Any) -> Any:
         """s_j = min(1, x̄/x_j)."""
         mean = norms.mean(axis=-1, keepdims=True)
-        return np.where(norms > mean, mean / np.maximum(norms, mean), 1.0)
+        tiny = np.finfo(norms.dtype).tiny
+        return np.maximum(mean, tiny) / np.maximum(np.maximum(norms, mean), tiny)
 
     @property
     def compiled(self) -> Twin:
@@ -128,7 +130,11 @@ _ORACLE = Way("oracle", SmallestNorm(), leave_out=("touched", 0.0))
 _SMALLEST = [Way("SGD", SmallestNorm()), _ORACLE] + [
     Way(f"smallest norm, b = {b}", SmallestNorm(), b) for b in SIZES[:-1]
 ]
-_RULES = {"median": QuantileNorm(0.5), "trimmed": TrimmedNorm(0.25), "mean": MeanNorm()}
+_RULES: dict[str, Rule] = {
+    "median": QuantileNorm(0.5),
+    "trimmed": TrimmedNorm(0.25),
+    "mean": MeanNorm(),
+}
 _ALL = [
     *_SMALLEST,
     *(Way(f"{word} norm, b = {b}", rule, b) for word, rule in _RULES.items() for b in SIZES[:4]),
@@ -228,7 +234,10 @@ def _areas(setting: Setting, data: Split, scores: dict[str, Array], seed: SeedSe
     touched = data.touched
     if not touched.any():
         touched = tables.split(setting.table, "10 % wrong labels", rng=seed).touched
-    masks = {"": touched, "shuffled": np.random.default_rng(child(seed, "mask")).permutation(touched)}
+    masks = {
+        "": touched,
+        "shuffled": np.random.default_rng(child(seed, "mask")).permutation(touched),
+    }
     found: Record = {
         name: {score: float(roc_auc_score(mask, values)) for score, values in scores.items()}
         for name, mask in masks.items()
@@ -273,9 +282,9 @@ def _scores(data: Split, seed: SeedSequence) -> dict[str, Array]:
     x, labels = data.train_inputs, data.train_labels
     every = [look_at(weights, x, labels) for weights in run.weights]
     found: dict[str, Array] = {
-        "loss": sum(seen.losses for seen in every),
-        "GraNd": sum(seen.norms for seen in every),
-        "EL2N": sum(np.linalg.norm(seen.signals, axis=1) for seen in every),
+        "loss": np.sum([seen.losses for seen in every], axis=0),
+        "GraNd": np.sum([seen.norms for seen in every], axis=0),
+        "EL2N": np.sum([np.linalg.norm(seen.signals, axis=1) for seen in every], axis=0),
     }
     gram = Gram.from_matrix((every[0].signals @ every[0].signals.T) * (x @ x.T))
     for b in SIZES[:4]:

@@ -22,12 +22,12 @@ from mbsim.errors import check_integer
 from mbsim.study import (
     advisers,
     bounds_hold,
-    digits,
     floors,
     rates,
     sweet_spots,
     tilt,
     tilted_tables,
+    worth,
 )
 from mbsim.study.claim import Study, examined
 from mbsim.study.page import report_page
@@ -41,7 +41,6 @@ CLAIMS = (
     floors.BIAS_STAYS,
     floors.BIAS_NEEDS_SKEW,
     floors.SWEET_SPOT,
-    digits.TRAINING_SWEET_SPOT,
     bounds_hold.BOUNDS_HOLD,
     sweet_spots.SWEET_SPOT_PREDICTED,
     sweet_spots.INTERIOR_BIAS,
@@ -52,6 +51,10 @@ CLAIMS = (
     tilted_tables.TILT_ON_TABLES,
     tilted_tables.SWEET_SPOT_ON_TABLES,
     tilted_tables.STALL,
+    worth.TRAINING_HELPS,
+    worth.BEST_B_FALLS,
+    worth.PRUNING_SHARE,
+    worth.WEIGHTS_FIND,
 )
 
 

@@ -28,7 +28,7 @@ def stored(
     workers: int = 1,
     text: str,
 ) -> list[Record]:
-    """What ``measure(setting, *arguments)`` says of every setting, each from its file if it is there.
+    """What ``measure(setting, *arguments)`` says of every setting, or its file if there is one.
 
     Args:
         folder: where the files are, made if it is not there.
@@ -50,7 +50,8 @@ def stored(
     left = [i for i, path in enumerate(paths) if not path.exists()]
     if workers > 1:
         jobs = [
-            Job(names[i], 1.0, _keep_there, (paths[i], measure, settings[i], *arguments)) for i in left
+            Job(names[i], 1.0, _keep_there, (paths[i], measure, settings[i], *arguments))
+            for i in left
         ]
         in_processes(jobs, workers=workers, text=text)
     else:

@@ -8,13 +8,11 @@ are measured where SGD stops.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,16 +21,15 @@ from numpy.typing import NDArray
 
 from mbsim import plots, statistics, theory
 from mbsim._shared.files import replacing, writable_folder
-from mbsim._shared.progress import progress
-from mbsim._shared.records import to_json
 from mbsim._shared.seeds import child
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
-from mbsim.errors import InvalidArgument, divisors, shown
+from mbsim.errors import InvalidArgument, divisors
 from mbsim.gradients import training
 from mbsim.gradients.training import Split, look_at
 from mbsim.methods import MicroBatchClipping
 from mbsim.study import tables
 from mbsim.study.claim import BATCH, RATE, Claim, Details, Found, Study
+from mbsim.study.stored import Record, stored
 from mbsim.verdicts import Comparison, Verdict
 
 if TYPE_CHECKING:
@@ -41,7 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["STALL", "SWEET_SPOT_ON_TABLES", "TILT_ON_TABLES", "Setting", "settled", "whole"]
 
 Array = NDArray[np.float64]
-Record = dict[str, Any]
 
 # Step sizes that are small: four times larger or smaller ones stop within some percent of them.
 RULES: dict[str, tuple[Rule, float]] = {
@@ -514,17 +510,18 @@ def whole(
         for share in shares
         for rule in RULES
     ]
-    records = []
-    with progress(len(settings), "real tables") as bar:
-        for number, setting in enumerate(settings):
-            bar.update(number, f"{setting.table}, {setting.contamination}, {setting.rule}")
-            words = f"{setting.contamination.split()[0]}-{setting.rule.split()[0]}"
-            path = place / f"{setting.table}-{words}-{len(setting.sizes)}-{rng}.json"
-            if not path.exists():
-                record = settled(setting, study.seed("tilt on tables"))
-                with replacing(path, "out") as file:
-                    file.write(to_json(record).encode())
-            records.append(_read(path, setting))
+    words = [f"{s.contamination.split()[0]}-{s.rule.split()[0]}" for s in settings]
+    records = stored(
+        place,
+        settings,
+        settled,
+        study.seed("tilt on tables"),
+        names=[
+            f"{s.table}-{word}-{len(s.sizes)}-{rng}"
+            for s, word in zip(settings, words, strict=True)
+        ],
+        text="real tables",
+    )
     found: dict[str, Verdict] = {}
     for claim in (TILT_ON_TABLES, SWEET_SPOT_ON_TABLES, STALL):
         on_these = replace(claim, run=partial(claim.run, records=records))
@@ -536,14 +533,3 @@ def whole(
         with replacing(place / name, "out") as file:
             file.write(content)
     return found
-
-
-def _read(path: Path, setting: Setting) -> Record:
-    try:
-        record: Record = json.loads(path.read_text("utf-8"))
-        known = Setting(*record["setting"])
-    except (ValueError, KeyError, TypeError):
-        known = None
-    if known is None or known._replace(sizes=tuple(known.sizes)) != setting:
-        raise InvalidArgument(f"out: {shown(str(path))} is of another study; choose another folder")
-    return record
