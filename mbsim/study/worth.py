@@ -6,6 +6,8 @@ a tenth of the labels is wrong and at 2 where a quarter is: about 0.5/p.
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +32,15 @@ from mbsim.verdicts import Comparison, Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BEST_B_FALLS", "PRUNING_SHARE", "TABLES", "TRAINING_HELPS", "WEIGHTS_FIND", "whole"]
+__all__ = [
+    "BEST_B_FALLS",
+    "PRUNING_SHARE",
+    "TABLES",
+    "TRAINING_HELPS",
+    "WEIGHTS_FIND",
+    "as_markdown",
+    "whole",
+]
 
 Array = NDArray[np.float64]
 
@@ -457,8 +467,8 @@ def whole(
     """The claims on all tables, contaminations and ways; begun again where it was cut off.
 
     Every finished setting is a file of its own in `folder`, and is not done again. Beside them:
-    ``training.csv``, the means over splits of every way, and the figures ``best_b_whole`` and
-    ``oracle_share_whole``.
+    ``training.csv``, the means over splits of every way, ``training.md``, their medians over
+    tables, and the figures ``best_b_whole`` and ``oracle_share_whole``.
 
     Args:
         folder: where the settings' files are, made if it is not there.
@@ -492,7 +502,9 @@ def whole(
         text="real tables",
     )
     found: dict[str, Verdict] = {}
-    files: dict[str, bytes] = {"training.csv": _as_csv(records).encode()}
+    lines = _as_csv(records)
+    files = {"training.csv": lines.encode()}
+    files["training.md"] = as_markdown(csv.DictReader(io.StringIO(lines))).encode()
     for claim in _CLAIMS:
         on_these = replace(claim, run=partial(claim.run, records=records))
         found[claim.name] = on_these.verdict(study)
@@ -543,18 +555,59 @@ def _as_csv(records: list[Record]) -> str:
     grouped: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         setting = Setting(*record["setting"])
-        if not setting.held_out:
-            grouped.setdefault((setting.table, setting.contamination, setting.model), []).append(
-                record
-            )
-    lines = [",".join(("table", "contamination", "model", "way", "splits", *_COLUMNS))]
+        if not setting.held_out and "oracle" in record:
+            key = (setting.table, setting.contamination, setting.model)
+            grouped.setdefault(tuple(key), []).append(record)
+    lines = [",".join(("table", "contamination", "model", "way", "splits", *_COLUMNS, "share"))]
     for key, splits in grouped.items():
         for way in (way for way in splits[0] if way not in ("setting", "auc")):
-            some = [record[way] for record in splits if way in record]
-            cells = [_cell([one[column] for one in some]) for column in _COLUMNS]
+            some = [record for record in splits if way in record]
+            cells = [_cell([record[way][column] for record in some]) for column in _COLUMNS]
+            share = _share(some, way) if key[1] != CLEAN else None
             quoted = [f'"{word}"' if "," in word else word for word in (*key, way)]
+            cells += ["" if share is None else f"{share:.4g}"]
             lines.append(",".join((*quoted, str(len(some)), *cells)))
     return "\n".join(lines) + "\n"
+
+
+def as_markdown(rows: Iterable[Mapping[str, str]]) -> str:
+    """The lines of ``training.csv``, softmax regression, as a table for a page.
+
+    Of each way the median over tables of the share of the oracle's gain, and the number of tables
+    where it is defined; on clean data the held-out loss added, in the median and at the worst.
+
+    >>> said = (("clean", "SGD", "1", ""), ("clean", "y", "1.1", ""), ("canaries", "y", "2", "0.5"))
+    >>> names = ("contamination", "way", "loss", "share")
+    >>> rows = [{"table": table, "model": "softmax", **dict(zip(names, row))}
+    ...         for table in "ab" for row in said]
+    >>> print(as_markdown(rows).splitlines()[-1])
+    | y | – | – | – | 50 % (2) | +10 % | +10 % |
+    """
+    shares: dict[str, dict[str, list[float]]] = {}
+    clean: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["model"] == "softmax" and row["contamination"] == CLEAN:
+            clean.setdefault(row["way"], {})[row["table"]] = float(row["loss"])
+        elif row["model"] == "softmax":
+            by = shares.setdefault(row["way"], {}).setdefault(row["contamination"], [])
+            by += [float(row["share"])] if row["share"] else []
+    kinds = [kind for kind in tables.CONTAMINATIONS if kind != CLEAN]
+
+    def worth(way: str) -> float:
+        values = [x for kind in NOISY for x in shares[way].get(kind, [])]
+        return float(np.median(values)) if values else 0.0
+
+    lines = [("way", *kinds, "clean: loss added", "at the worst"), ("---",) * (len(kinds) + 3)]
+    for way in sorted(
+        (way for way in shares if way not in ("SGD", "oracle")), key=lambda w: -worth(w)
+    ):
+        cells = [
+            f"{100 * np.median(values):.0f} % ({len(values)})" if values else "–"
+            for values in (shares[way].get(kind, []) for kind in kinds)
+        ]
+        added = [100 * (x / clean["SGD"][table] - 1) for table, x in clean[way].items()]
+        lines.append((way, *cells, f"{np.median(added):+.0f} %", f"{max(added):+.0f} %"))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def _cell(values: list[float | None]) -> str:
