@@ -593,19 +593,19 @@ def _name(setting: Setting, rng: int) -> str:
 
 def _as_csv(records: list[Record]) -> str:
     """Means over splits of every table, contamination, model and way, as lines of text."""
-    grouped: dict[tuple[str, ...], list[Record]] = {}
+    grouped: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         setting = Setting(*record["setting"])
         if not setting.held_out and "oracle" in record:
             key = (setting.table, setting.contamination, setting.model)
-            grouped.setdefault(tuple(key), []).append(record)
+            grouped.setdefault(key, []).append(record)
     lines = [",".join(("table", "contamination", "model", "way", "splits", *_COLUMNS, "share"))]
-    for key, splits in grouped.items():
+    for at, splits in grouped.items():
         for way in (way for way in splits[0] if way not in ("setting", "auc")):
             some = [record for record in splits if way in record]
             cells = [_cell([record[way][column] for record in some]) for column in _COLUMNS]
-            share = _share(some, way) if key[1] != CLEAN else None
-            quoted = [f'"{word}"' if "," in word else word for word in (*key, way)]
+            share = _share(some, way) if at[1] != CLEAN else None
+            quoted = [f'"{word}"' if "," in word else word for word in (*at, way)]
             cells += ["" if share is None else f"{share:.4g}"]
             lines.append(",".join((*quoted, str(len(some)), *cells)))
     return "\n".join(lines) + "\n"
