@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from mbsim._shared.seeds import child
-from mbsim.gradients.training import Split
+from mbsim.gradients.splits import Split
 
 
 def per_example_gradients(weights, inputs, labels):

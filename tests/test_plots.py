@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import mbsim
 from mbsim import plots, statistics
-from mbsim.gradients.training import BySize
+from mbsim.gradients.tuned import BySize
 from mbsim.theory import sgd_bound, table1
 from mbsim.verdicts import Comparison, Verdict
 

@@ -19,6 +19,7 @@ from mbsim.gradients.advice import Prediction, Replayed
 from mbsim.gradients.gram import Gram
 from mbsim.gradients.measured import MeasuredProblem
 from mbsim.gradients.race import Candidate, race, schedule
+from mbsim.gradients.splits import Split
 from mbsim.methods import SGD, MicroBatchClipping
 from mbsim.study import tables
 from mbsim.study.claim import BATCH, RATE, Claim, Details, Found, Study
@@ -209,7 +210,7 @@ def _stops(sizes: int, budget: float) -> list[int]:
     return [stop for _, stop in schedule(sizes * len(_STEP_SIZES), budget, _STEPS)]
 
 
-def _predicted(data: training.Split, step_size: float, seed: SeedSequence) -> dict[str, Array]:
+def _predicted(data: Split, step_size: float, seed: SeedSequence) -> dict[str, Array]:
     """Where each b ends by the advice for both targets, from gradients along a run of SGD."""
     parts: dict[str, list[Replayed]] = {"held-out": [], "mean": []}
     for steps in _SNAPSHOTS:

@@ -24,7 +24,9 @@ from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, Rule, SmallestNo
 from mbsim.compiled.twins import Twin
 from mbsim.errors import divisors
 from mbsim.gradients.gram import Gram
-from mbsim.gradients.training import Split, Tuned, look_at, train, tuned
+from mbsim.gradients.splits import Split
+from mbsim.gradients.training import look_at, train
+from mbsim.gradients.tuned import Tuned, tuned
 from mbsim.gradients.weights import example_weights
 from mbsim.methods import SGD, MicroBatchClipping
 from mbsim.study import tables

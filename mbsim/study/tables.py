@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mbsim._shared.seeds import child
 from mbsim.errors import InvalidArgument, shown
-from mbsim.gradients.training import Contamination, Split, split_of
+from mbsim.gradients.splits import Contamination, Split, split_of
 
 __all__ = ["CONTAMINATIONS", "load", "split", "tables"]
 

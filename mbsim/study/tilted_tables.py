@@ -25,7 +25,8 @@ from mbsim._shared.seeds import child
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
 from mbsim.errors import InvalidArgument, divisors
 from mbsim.gradients import training
-from mbsim.gradients.training import Split, look_at
+from mbsim.gradients.splits import Split
+from mbsim.gradients.training import look_at
 from mbsim.methods import MicroBatchClipping
 from mbsim.study import tables
 from mbsim.study.claim import BATCH, RATE, Claim, Details, Found, Study

@@ -14,17 +14,9 @@ from mbsim import clipping
 from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, TrimmedNorm, UnitNorm
 from mbsim.errors import InvalidArgument
 from mbsim.gradients import training
-from mbsim.gradients.training import (
-    BySize,
-    Contamination,
-    Split,
-    by_micro_batch_size,
-    look_at,
-    split_of,
-    splits_by,
-    train,
-    tuned,
-)
+from mbsim.gradients.splits import Contamination, Split, split_of, splits_by
+from mbsim.gradients.training import look_at, train
+from mbsim.gradients.tuned import BySize, by_micro_batch_size, tuned
 from mbsim.methods import SGD, MicroBatchClipping
 
 RULES = [
@@ -505,7 +497,9 @@ def test_draggers_are_measured_as_by_least_squares(several):
         assert spanned.energy_in_span == pytest.approx(share, rel=1e-9)
         assert found.norm_ratio == pytest.approx(ratio, rel=1e-12)
         assert spanned.span_rank == 30
-    theirs = mbsim.check_assumptions(gradients, is_dragger=is_canary)
+    rows = slice(-189, None)  # a hundred digits and all canaries
+    found = geometry(gradients[rows], is_canary[rows])
+    theirs = mbsim.check_assumptions(gradients[rows], is_dragger=is_canary[rows])
     assert theirs["tilt"].interval.estimate == pytest.approx(found.cosine_mean, abs=1e-6)
     assert theirs["norm_ratio"].interval.estimate == pytest.approx(found.norm_ratio, rel=1e-6)
 
@@ -519,7 +513,7 @@ def test_canaries_with_inputs_of_their_own_are_orthogonal_and_copies_lie_in_the_
     apart = geometry(gradients, data.touched)
     assert abs(apart.cosine_mean) < 1e-12  # rounding in sums of exact zeros: none
     assert apart.energy_in_span < 1e-12
-    theirs = mbsim.check_assumptions(gradients, is_dragger=data.touched)
+    theirs = mbsim.check_assumptions(gradients[-189:], is_dragger=data.touched[-189:])
     assert abs(theirs["tilt"].interval.estimate) < 1e-6
     assert theirs["energy_99"].interval.estimate < 1e-6
     copies = per_example_gradients(trained, data.train_inputs, data.train_labels)

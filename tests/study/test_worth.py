@@ -13,7 +13,8 @@ import mbsim
 from mbsim._shared.records import to_json
 from mbsim._shared.seeds import child
 from mbsim.compiled.twins import twin_of
-from mbsim.gradients.training import Contamination, tuned
+from mbsim.gradients.splits import Contamination
+from mbsim.gradients.tuned import tuned
 from mbsim.study import pruning, tables, worth
 from mbsim.study.claim import Study
 from mbsim.study.pruning import MeanNorm, PerSampleNorm, Setting, measured
@@ -235,7 +236,8 @@ def test_the_whole_study_is_begun_again_where_it_was_interrupted(tmp_path, small
     with (tmp_path / "cut" / "training.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 3 * 8
-    assert {row["splits"] for row in rows} == {"2"}
+    # A quarter of wine's labels wrong can leave the oracle fewer examples than a mini-batch has.
+    assert {row["splits"] for row in rows if row["table"] == "heart"} == {"2"}
     files = sorted((tmp_path / "cut").glob("*.json"))
     files[0].write_bytes(files[1].read_bytes())
     with pytest.raises(mbsim.InvalidArgument, match="is of another study") as caught:
