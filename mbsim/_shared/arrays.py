@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,18 @@ def one_blas_thread() -> contextlib.AbstractContextManager[Any]:
     64, two threads gain nothing and, when the machine is busy, wait for each other (three times
     slower, measured).
     """
+    pools = _pools()
+    return contextlib.nullcontext() if pools is None else pools.limit(limits=1, user_api="blas")
+
+
+@lru_cache
+def _pools() -> Any:
+    """What limits threads, found once: NumPy's own are there by now."""
     try:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
     except ImportError:
-        return contextlib.nullcontext()
-    return threadpool_limits(1, user_api="blas")
+        return None
+    return ThreadpoolController()
 
 
 def ratio(above: Any, below: Any) -> Any:

@@ -32,10 +32,11 @@ except ImportError:
     ) from None
 
 from mbsim.clipping import Rule, SmallestNorm, check_rule_argument
-from mbsim.compiled.softmax import descend, look
+from mbsim.compiled.softmax import gather, look, move
 from mbsim.errors import InvalidArgument, check_divides, check_integer, check_number, shown
 from mbsim.gradients.advice import advise
 from mbsim.gradients.gram import Gram
+from mbsim.gradients.training import look_at
 
 __all__ = ["MicroBatchClippingClassifier"]
 
@@ -309,8 +310,8 @@ class MicroBatchClippingClassifier(ClassifierMixin, BaseEstimator):  # type: ign
                 f"micro_batch_size='auto' needs at least batch_size={self.batch_size} examples "
                 f"beside those held out, and looks at most at {_ADVISED}; there are {len(some)}"
             )
-        inputs, r = train[some], _residuals(weights, train[some], train_codes[some])
-        goal = _residuals(weights, held, held_codes).T @ held / len(held)
+        inputs, r = train[some], look_at(weights, train[some], train_codes[some]).signals
+        goal = look_at(weights, held, held_codes).signals.T @ held / len(held)
         gram = Gram.from_matrix(
             (r @ r.T) * (inputs @ inputs.T),
             target_products=np.einsum("ik,kd,id->i", r, goal, inputs, optimize=True),
@@ -327,20 +328,17 @@ class MicroBatchClippingClassifier(ClassifierMixin, BaseEstimator):  # type: ign
         self.intercept_ = rows[:, -1].copy() if self.fit_intercept else np.zeros(len(rows))
 
 
-def _residuals(weights: Array, x: Array, codes: Any) -> Array:
-    """softmax(W x) − onehot(y) of all rows, ``[N, K]``."""
-    residuals = np.empty((len(x), len(weights)))
-    look(weights, x, codes, np.arange(len(x)), len(x), residuals, np.empty(1))
-    return residuals
-
-
 def _step(
     weights: Array, x: Array, codes: Any, rows: Any, size: int, rule: Rule, step_size: float
 ) -> float:
     """One step of Algorithm 1, in place: η Σ n_j s_j X_j / Σ n_j of some rows; their losses."""
+    none, inputs = np.empty((0, x.shape[1])), x[rows]
     residuals = np.empty((len(rows), len(weights)))
-    norms = np.empty(-(-len(rows) // size))
-    losses = look(weights, x, codes, rows, size, residuals, norms)
-    factors = np.asarray(rule.factors(norms), np.float64)
-    descend(weights, x, rows, size, residuals, factors * (step_size / len(rows)))
+    norms, update = np.empty(-(-len(rows) // size)), np.empty_like(weights)
+    losses = look(
+        none, weights, codes[rows], size, inputs, inputs, residuals, norms, np.empty_like(norms)
+    )
+    scales = np.asarray(rule.factors(norms), np.float64) / len(rows)
+    gather(size, inputs, inputs, residuals, scales, none, update)
+    move(weights, update, step_size, 0.0, 0, update, update)
     return losses

@@ -19,6 +19,7 @@ from mbsim.gradients.advice import Prediction, Replayed
 from mbsim.gradients.gram import Gram
 from mbsim.gradients.measured import MeasuredProblem
 from mbsim.gradients.race import Candidate, race, schedule
+from mbsim.gradients.splits import Split
 from mbsim.methods import SGD, MicroBatchClipping
 from mbsim.study import tables
 from mbsim.study.claim import BATCH, RATE, Claim, Details, Found, Study
@@ -180,7 +181,7 @@ def _exhaustive(study: Study) -> list[_Trained]:
         for contamination in kinds:
             study.tell(len(found) / (len(names) * len(kinds)))
             seed = study.seed("tables")
-            data = tables.splits(table, contamination, orders=_ORDERS, rng=seed)
+            data = tables.split(table, contamination, rng=seed)
             runs = [
                 training.train(
                     data,
@@ -189,6 +190,7 @@ def _exhaustive(study: Study) -> list[_Trained]:
                     steps=_STEPS,
                     batch_size=BATCH,
                     record_every=stops,
+                    orders=_ORDERS,
                     rng=seed,
                 )
                 for b in _SIZES
@@ -208,7 +210,7 @@ def _stops(sizes: int, budget: float) -> list[int]:
     return [stop for _, stop in schedule(sizes * len(_STEP_SIZES), budget, _STEPS)]
 
 
-def _predicted(data: training.Splits, step_size: float, seed: SeedSequence) -> dict[str, Array]:
+def _predicted(data: Split, step_size: float, seed: SeedSequence) -> dict[str, Array]:
     """Where each b ends by the advice for both targets, from gradients along a run of SGD."""
     parts: dict[str, list[Replayed]] = {"held-out": [], "mean": []}
     for steps in _SNAPSHOTS:
@@ -216,7 +218,7 @@ def _predicted(data: training.Splits, step_size: float, seed: SeedSequence) -> d
             data, SGD(), step_size=step_size, steps=steps, batch_size=BATCH, rng=seed
         )
         rows, others = (
-            training.per_example_gradients(sgd.weights[0], inputs[0], labels[0])
+            training.per_example_gradients(sgd.weights[0], inputs, labels)
             for inputs, labels in (
                 (data.train_inputs, data.train_labels),
                 (data.validation_inputs, data.validation_labels),

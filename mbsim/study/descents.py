@@ -96,7 +96,7 @@ def parts(
     constant = spread <= 1e-9 * np.abs(centre)
     inputs = np.where(constant, 0.0, (inputs - centre) / np.where(constant, 1.0, spread))
     given, said, classes = inputs[train], labels[train], int(labels.max()) + 1
-    touched = CONTAMINATIONS[contamination](given, said, classes, stream(rng, contamination))
+    touched = CONTAMINATIONS[contamination].apply(given, said, classes, stream(rng, contamination))
     return Data(
         train=Part(_with_ones(given), said, domains[train]),
         validation=Part(_with_ones(inputs[validation]), labels[validation], domains[validation]),
@@ -119,12 +119,15 @@ def descend(weights: Array, part: Part, rows: Integers, rule: Rule, step_size: f
     array([ 0.5, -0.5])
     """
     weights, (_, m, b) = np.array(weights, np.float64, order="C"), rows.shape
-    residuals, norms = np.empty((m * b, len(weights))), np.empty(m)
+    norms, each, none = np.empty(m), np.empty(m), np.empty((0, weights.shape[1]))
+    signals, update = np.empty((m * b, len(weights))), np.empty_like(weights)
     with np.errstate(all="ignore"):  # a step size may be too large; `losses` says so
         for batch in rows.reshape(len(rows), -1):
-            softmax.look(weights, part.inputs, part.labels, batch, b, residuals, norms)
+            x, labels = part.inputs[batch], part.labels[batch]
+            softmax.look(none, weights, labels, b, x, x, signals, norms, each)
             steps = rule.factors(norms) * (step_size / batch.size)
-            softmax.descend(weights, part.inputs, batch, b, residuals, steps)
+            softmax.gather(b, x, x, signals, steps, none, update)
+            weights -= update
     return weights
 
 

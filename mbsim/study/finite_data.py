@@ -16,7 +16,7 @@ import numpy as np
 from mbsim import plots, statistics
 from mbsim._shared.seeds import stream
 from mbsim.clipping import NoClipping, SmallestNorm
-from mbsim.compiled import softmax
+from mbsim.gradients.training import look_at
 from mbsim.problems.finite import FiniteDraws, FiniteProblem, arranged
 from mbsim.problems.lengths import norms_of
 from mbsim.study import tables
@@ -143,9 +143,7 @@ def _half(data: Data, weights: Array, rows: Integers, clips: bool, step_size: fl
 def _norm_ratio(data: Data, weights: Array, touched: Any) -> float:
     """c: root mean squares of gradients, of those touched over the others."""
     inputs, labels, _ = data.train
-    norms, residuals = np.empty(len(labels)), np.empty((len(labels), data.classes))
-    softmax.look(weights, inputs, labels, np.arange(len(labels)), 1, residuals, norms)
-    squares = np.square(norms)
+    squares = np.square(look_at(weights, inputs, labels).norms)
     return math.sqrt(squares[touched].mean() / squares[~touched].mean())
 
 

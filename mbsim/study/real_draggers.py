@@ -56,14 +56,14 @@ def _checks(study: Study, change: str, largest: int) -> Checks:
         for kind in _KINDS:
             seed, draw = (study.seed(what, table, kind) for what in ("draggers", "draggers' rows"))
             rng = np.random.default_rng(draw)
-            data = tables.splits(table, kind, orders=1, rng=study.seed("draggers"))
+            data = tables.split(table, kind, rng=study.seed("draggers"))
             sgd = training.train(
                 data, SGD(), step_size=_STEP_SIZE, steps=_STEPS, batch_size=BATCH, rng=seed
             )
-            rows = rng.permutation(data.canary.shape[1])[:_ROWS]
-            mask = data.canary[0, rows]
+            rows = rng.permutation(data.touched.size)[:_ROWS]
+            mask = data.touched[rows]
             gradients = training.per_example_gradients(
-                sgd.weights[0], data.train_inputs[0, rows], data.train_labels[0, rows]
+                sgd.weights[0], data.train_inputs[rows], data.train_labels[rows]
             )
             if change == "copies":
                 gradients[mask] = gradients[mask][0]

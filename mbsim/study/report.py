@@ -23,7 +23,6 @@ from mbsim.errors import check_integer
 from mbsim.study import (
     advisers,
     bounds_hold,
-    digits,
     domains,
     finite_data,
     floors,
@@ -33,6 +32,7 @@ from mbsim.study import (
     sweet_spots,
     tilt,
     tilted_tables,
+    worth,
 )
 from mbsim.study.claim import Study, examined
 from mbsim.study.page import report_page
@@ -46,7 +46,6 @@ CLAIMS = (
     floors.BIAS_STAYS,
     floors.BIAS_NEEDS_SKEW,
     floors.SWEET_SPOT,
-    digits.TRAINING_SWEET_SPOT,
     bounds_hold.BOUNDS_HOLD,
     sweet_spots.SWEET_SPOT_PREDICTED,
     sweet_spots.INTERIOR_BIAS,
@@ -64,6 +63,10 @@ CLAIMS = (
     domains.DOMAIN_REMEDY,
     domains.ON_TABLES,
     finite_data.HELPFULNESS_CHANGES,
+    worth.TRAINING_HELPS,
+    worth.BEST_B_FALLS,
+    worth.PRUNING_SHARE,
+    worth.WEIGHTS_FIND,
 )
 
 

@@ -8,13 +8,11 @@ are measured where SGD stops.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,16 +21,16 @@ from numpy.typing import NDArray
 
 from mbsim import plots, statistics, theory
 from mbsim._shared.files import replacing, writable_folder
-from mbsim._shared.progress import progress
-from mbsim._shared.records import to_json
 from mbsim._shared.seeds import child
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
-from mbsim.errors import InvalidArgument, divisors, shown
+from mbsim.errors import InvalidArgument, divisors
 from mbsim.gradients import training
-from mbsim.gradients.training import Splits, _micro_batch_norms, _residuals
+from mbsim.gradients.splits import Split
+from mbsim.gradients.training import look_at
 from mbsim.methods import MicroBatchClipping
 from mbsim.study import tables
 from mbsim.study.claim import BATCH, RATE, Claim, Details, Found, Study
+from mbsim.study.stored import Record, stored
 from mbsim.verdicts import Comparison, Verdict
 
 if TYPE_CHECKING:
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["STALL", "SWEET_SPOT_ON_TABLES", "TILT_ON_TABLES", "Setting", "settled", "whole"]
 
 Array = NDArray[np.float64]
-Record = dict[str, Any]
 
 # Step sizes that are small: four times larger or smaller ones stop within some percent of them.
 RULES: dict[str, tuple[Rule, float]] = {
@@ -90,22 +87,22 @@ def settled(setting: Setting, rng: SeedSequence) -> Record:
         InvalidArgument: if the table has a single class.
     """
     seed = child(rng, "split", setting.split)
-    data = tables.splits(setting.table, setting.contamination, orders=1, rng=seed)
+    data = tables.split(setting.table, setting.contamination, rng=seed)
     rule, step_size = RULES[setting.rule]
     draw = np.random.default_rng(child(seed, "draws"))
     record: Record = {"setting": list(setting), "level": {}, "smallest": {}, "stalled": {}}
     record["fitted"] = {}
     for b in setting.sizes:
         gradients = _trained(data, MicroBatchClipping(b, rule=rule), step_size, setting.steps, seed)
-        record["level"][str(b)] = gradients.level(~data.canary[0])
+        record["level"][str(b)] = gradients.level(~data.touched)
         if b > _LARGEST_STALL:
             continue
-        size = math.sqrt(np.square(gradients.norms[~data.canary[0]]).mean())
+        size = math.sqrt(np.square(gradients.norms[~data.touched]).mean())
         ends = gradients.thresholds(setting.rule, b, draw) / size
         record["smallest"][str(b)] = float(np.median(ends))
         record["stalled"][str(b)] = float((ends < _FITTED).mean())
         record["fitted"][str(b)] = float((gradients.norms < _FITTED * size).mean())
-    wrong = data.canary[0]
+    wrong = data.touched
     if wrong.any() and setting.sizes[-1] == BATCH:
         if setting.rule == "unit norm":  # which with one micro-batch is not SGD
             gradients = _trained(data, MicroBatchClipping(BATCH), 0.2, setting.steps, seed)
@@ -117,7 +114,7 @@ def settled(setting: Setting, rng: SeedSequence) -> Record:
                 for name in ("cosine", "level")
             }
             record["other null"] = gradients.pull(draw.permutation(wrong))
-            clean = tables.splits(setting.table, CLEAN, orders=1, rng=seed)
+            clean = tables.split(setting.table, CLEAN, rng=seed)
             put_right = _trained(clean, MicroBatchClipping(BATCH), 0.2, setting.steps, seed)
             record["right"] = put_right.pull(wrong)
     return record
@@ -126,12 +123,10 @@ def settled(setting: Setting, rng: SeedSequence) -> Record:
 class _Gradients:
     """The gradients of all training examples at some weights: residuals and inputs."""
 
-    def __init__(self, data: Splits, weights: Array) -> None:
-        self.inputs = data.train_inputs[0]
-        stacked = weights[None, :, None, :].copy()
-        self.residuals = _residuals(stacked, data.train_inputs, data.train_labels)[0, :, 0]
-        lengths = np.linalg.norm(self.residuals, axis=0) * np.linalg.norm(self.inputs, axis=1)
-        self.norms: Array = lengths
+    def __init__(self, data: Split, weights: Array) -> None:
+        self.data, self.weights, self.inputs = data, weights, data.train_inputs
+        seen = look_at(weights, data.train_inputs, data.train_labels)
+        self.residuals, self.norms = seen.signals.T, seen.norms
 
     def mean(self, chosen: NDArray[np.bool_]) -> Array:
         found: Array = self.residuals[:, chosen] @ self.inputs[chosen] / chosen.sum()
@@ -142,12 +137,13 @@ class _Gradients:
 
     def thresholds(self, rule: str, b: int, draw: Generator, steps: int = 128) -> Array:
         """The threshold of a rule in `steps` random mini-batches (for unit norm: the smallest)."""
-        batches = np.array([draw.permutation(len(self.inputs))[:BATCH] for _ in range(steps)])
-        residuals = self.residuals[:, batches].swapaxes(0, 1)[:, :, None]
-        norms = _micro_batch_norms(residuals, self.inputs[batches], BATCH // b)[:, 0]
-        level = 0.5 if rule == "median norm" else 0.0
-        found: Array = np.quantile(norms, level, axis=1, method="lower")
-        return found
+        level, found = 0.5 if rule == "median norm" else 0.0, []
+        for _ in range(steps):
+            rows = draw.permutation(len(self.inputs))[:BATCH]
+            x, labels = self.inputs[rows], self.data.train_labels[rows]
+            norms = look_at(self.weights, x, labels, size=b).norms
+            found.append(np.quantile(norms, level, method="lower"))
+        return np.array(found)
 
     def pull(self, draggers: NDArray[np.bool_]) -> dict[str, float]:
         """p, t, c, γ, σ and skew of section 12, the level, and the mean cosine."""
@@ -177,7 +173,7 @@ class _Gradients:
 
 
 def _trained(
-    data: Splits, method: MicroBatchClipping, step_size: float, steps: int, seed: SeedSequence
+    data: Split, method: MicroBatchClipping, step_size: float, steps: int, seed: SeedSequence
 ) -> _Gradients:
     run = training.train(data, method, step_size=step_size, steps=steps, batch_size=BATCH, rng=seed)
     return _Gradients(data, run.weights[0])
@@ -515,17 +511,18 @@ def whole(
         for share in shares
         for rule in RULES
     ]
-    records = []
-    with progress(len(settings), "real tables") as bar:
-        for number, setting in enumerate(settings):
-            bar.update(number, f"{setting.table}, {setting.contamination}, {setting.rule}")
-            words = f"{setting.contamination.split()[0]}-{setting.rule.split()[0]}"
-            path = place / f"{setting.table}-{words}-{len(setting.sizes)}-{rng}.json"
-            if not path.exists():
-                record = settled(setting, study.seed("tilt on tables"))
-                with replacing(path, "out") as file:
-                    file.write(to_json(record).encode())
-            records.append(_read(path, setting))
+    words = [f"{s.contamination.split()[0]}-{s.rule.split()[0]}" for s in settings]
+    records = stored(
+        place,
+        settings,
+        settled,
+        study.seed("tilt on tables"),
+        names=[
+            f"{s.table}-{word}-{len(s.sizes)}-{rng}"
+            for s, word in zip(settings, words, strict=True)
+        ],
+        text="real tables",
+    )
     found: dict[str, Verdict] = {}
     for claim in (TILT_ON_TABLES, SWEET_SPOT_ON_TABLES, STALL):
         on_these = replace(claim, run=partial(claim.run, records=records))
@@ -537,14 +534,3 @@ def whole(
         with replacing(place / name, "out") as file:
             file.write(content)
     return found
-
-
-def _read(path: Path, setting: Setting) -> Record:
-    try:
-        record: Record = json.loads(path.read_text("utf-8"))
-        known = Setting(*record["setting"])
-    except (ValueError, KeyError, TypeError):
-        known = None
-    if known is None or known._replace(sizes=tuple(known.sizes)) != setting:
-        raise InvalidArgument(f"out: {shown(str(path))} is of another study; choose another folder")
-    return record

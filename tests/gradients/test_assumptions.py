@@ -5,11 +5,11 @@ import math
 
 import numpy as np
 import pytest
+from softmax import geometry
 
 import mbsim
 from mbsim import Gram, InvalidArgument, check_assumptions
 from mbsim.gradients.assumptions import parts_of
-from mbsim.gradients.training import dragger_geometry
 from mbsim.problems.vectors import VectorDraws
 from mbsim.verdicts import Refusal
 
@@ -71,7 +71,7 @@ def test_random_draggers_are_as_the_null():
 
 def test_the_numbers_are_those_of_the_direct_computation():
     gradients, mask = drawn(count=200)
-    found, direct = check(gradients, mask), dragger_geometry(gradients, mask)
+    found, direct = check(gradients, mask), geometry(gradients, mask)
     assert math.isclose(found["tilt"].interval.estimate, direct.cosine_mean, abs_tol=1e-6)
     assert math.isclose(found["norm_ratio"].interval.estimate, direct.norm_ratio, rel_tol=1e-6)
     benign, draggers = gradients[~mask], gradients[mask]

@@ -51,8 +51,8 @@ def test_every_verdict_says_how_sure_it_is_and_what_it_would_have_seen(reproduce
 
 def test_figures_are_pictures_and_the_report_is_json(reproduced):
     report, folder = reproduced
-    names = {"floor", "trajectories", "sgd_rate", "horizon", "digits", "bounds", "interior"}
-    names |= {"regret", "advisers", "tilt", "tilt_tables", "domains", "helpfulness"}
+    names = {"floor", "trajectories", "sgd_rate", "horizon", "best_b", "oracle_share", "bounds"}
+    names |= {"interior", "regret", "advisers", "tilt", "tilt_tables", "domains", "helpfulness"}
     assert {p.name for p in folder.iterdir()} == {
         *(f"{name}.png" for name in names),
         *(f"{name}.svg" for name in names),

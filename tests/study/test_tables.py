@@ -37,16 +37,15 @@ def test_words_become_a_column_for_each():
 @pytest.mark.parametrize("contamination", tables.CONTAMINATIONS)
 def test_only_training_examples_are_contaminated_and_they_are_known(contamination):
     clean, other = (
-        tables.splits("satimage", kind, orders=2, rng=SeedSequence(3))
-        for kind in ("clean", contamination)
+        tables.split("satimage", kind, rng=SeedSequence(3)) for kind in ("clean", contamination)
     )
     for part in ("validation_inputs", "validation_labels", "test_inputs", "test_labels"):
         np.testing.assert_array_equal(getattr(clean, part), getattr(other, part))
-    touched = other.canary[0]
+    touched = other.touched
     share = {"clean": 0, "25 % wrong labels": 0.25}.get(contamination, 0.1)
     assert abs(touched.mean() - share) <= 5 * np.sqrt(share * (1 - share) / touched.size)
-    inputs = (other.train_inputs != clean.train_inputs)[0].any(axis=1)
-    labels = (other.train_labels != clean.train_labels)[0]
+    inputs = (other.train_inputs != clean.train_inputs).any(axis=1)
+    labels = other.train_labels != clean.train_labels
     np.testing.assert_array_equal(inputs | labels, touched)
     changed = {"outlying inputs": (True, False), "canaries": (True, True)}
     wanted = changed.get(contamination, (False, share > 0))
@@ -56,8 +55,8 @@ def test_only_training_examples_are_contaminated_and_they_are_known(contaminatio
 
 
 def test_features_are_standardised_over_the_clean_training_part_and_seeds_split_anew():
-    one, other = (tables.splits("spambase", "clean", orders=1, rng=SeedSequence(s)) for s in (0, 1))
-    features, ones = one.train_inputs[0, :, :-1], one.train_inputs[0, :, -1]
+    one, other = (tables.split("spambase", "clean", rng=SeedSequence(s)) for s in (0, 1))
+    features, ones = one.train_inputs[:, :-1], one.train_inputs[:, -1]
     np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-12)
     spread = features.std(axis=0)
     assert ((np.abs(spread - 1) < 1e-9) | (spread == 0)).all()
@@ -83,8 +82,7 @@ def test_gradients_of_the_softmax_are_those_of_differences():
     step = 1e-6 * np.eye(12)
     w = weights.ravel()
     wanted = np.array([(losses(w + s) - losses(w - s)) / 2e-6 for s in step]).T
-    residuals = training._residuals(weights[None, :, None], x[None], y[None])[0, :, 0]
-    found = (residuals.T[:, :, None] * x[:, None]).reshape(5, 12)
+    found = training.per_example_gradients(weights, x, y)
     np.testing.assert_allclose(found, wanted, atol=1e-8)
 
 

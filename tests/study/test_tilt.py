@@ -21,10 +21,10 @@ SHORT = Setting("wine", "25 % wrong labels", steps=60, sizes=(1, 64))
 def test_what_is_measured_is_that_of_explicit_gradients():
     found = settled(SHORT, SeedSequence(3))
     seed = child(SeedSequence(3), "split", 0)
-    data = tables.splits("wine", "25 % wrong labels", orders=1, rng=seed)
-    wrong = data.canary[0]
+    data = tables.split("wine", "25 % wrong labels", rng=seed)
+    wrong = data.touched
     run = training.train(data, mbsim.SGD(), step_size=0.2, steps=60, batch_size=64, rng=seed)
-    gradients = per_example_gradients(run.weights[0], data.train_inputs[0], data.train_labels[0])
+    gradients = per_example_gradients(run.weights[0], data.train_inputs, data.train_labels)
     benign, others = gradients[~wrong], gradients[wrong]
     target = benign.mean(axis=0)
     r = np.linalg.norm(target)

@@ -11,6 +11,7 @@ import itertools
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,11 +19,11 @@ import sympy
 import test_inequalities
 import test_tilted
 from scipy import stats
-from softmax import per_example_gradients
+from softmax import digits_with_canaries, geometry, per_example_gradients
 
 import mbsim
 from mbsim import theory
-from mbsim.gradients.training import DraggerGeometry, digits_splits, dragger_geometry, train
+from mbsim.gradients.training import train
 from mbsim.theory import ABBREVIATIONS
 from mbsim.theory.formula import as_latex
 
@@ -388,25 +389,31 @@ def test_fact_pooled(page):
 
 def test_fact_canaries(page):
     text = fact(page, "canaries")
-    data = digits_splits(2, rng=0)
-    trained = train(data, mbsim.SGD(), step_size=1.0, steps=100, batch_size=64, rng=0).weights
+    data = digits_with_canaries(2, rng=0)
+    trained = [
+        train(one, mbsim.SGD(), step_size=1.0, steps=100, orders=2, rng=0).weights[number]
+        for number, one in enumerate(data)
+    ]
 
     def pair(values, digits=2):
         return " and ".join(f"{value:.{digits}f}" for value in values)
 
-    assert (~data.canary).sum(axis=1).tolist() == [897, 897]
-    assert data.canary.sum(axis=1).tolist() == [89, 89]
+    assert [(~one.touched).sum() for one in data] == [897, 897]
+    assert [one.touched.sum() for one in data] == [89, 89]
     assert "897 benign training images and 89 canaries" in text
     for start, weights in (("At $W = 0$", np.zeros_like(trained)), ("$B = 64$)", trained)):
-        splits = list(zip(weights, data.train_inputs, data.train_labels, strict=True))
-        gradients = [per_example_gradients(*split) for split in splits]
+        gradients = [
+            per_example_gradients(w, one.train_inputs, one.train_labels)
+            for w, one in zip(weights, data, strict=True)
+        ]
 
         def measured(spanning, gradients=gradients):
             found = []
-            for split, canary in zip(gradients, data.canary, strict=True):
+            for split, one in zip(gradients, data, strict=True):
+                canary = one.touched
                 rows = np.append(np.flatnonzero(~canary)[:spanning], np.flatnonzero(canary))
-                found.append(dragger_geometry(split[rows], canary[rows]))
-            return DraggerGeometry(*np.transpose(found))
+                found.append(vars(geometry(split[rows], canary[rows])))
+            return SimpleNamespace(**{x: np.array([one[x] for one in found]) for x in found[0]})
 
         few, every = measured(58), measured(897)
         # Residuals add up to 0 over the ten classes: all gradients live in 9·65 dimensions.
