@@ -75,6 +75,9 @@ def reproduce(
     workers: Annotated[
         int | None, typer.Option(help="Processes; as many as there are processors, unless told.")
     ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="A file to keep finished claims in, and to go on from.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 when a verdict is not the expected one.")
     ] = False,
@@ -85,7 +88,7 @@ def reproduce(
 
     from mbsim.study import report as reports
 
-    report = reports.reproduce(out, quick=quick, rng=seed, workers=workers)
+    report = reports.reproduce(out, quick=quick, rng=seed, workers=workers, store=store)
     if json:
         print(to_json(report.to_dict()), end="")
     else:
@@ -309,7 +312,7 @@ def check_bound(
 @app.command()
 def study(
     what: Annotated[str, typer.Argument(help="tilt: wrong labels on 21 real tables.")],
-    out: Annotated[Path, typer.Option(help="Folder for a file of each finished setting.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for finished settings and figures.")] = Path(
         "study-tilt"
     ),
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,

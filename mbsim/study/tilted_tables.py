@@ -8,7 +8,6 @@ are measured where SGD stops.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -22,17 +21,16 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
 from mbsim import plots, statistics, theory
-from mbsim._shared.files import replacing, writable_folder
-from mbsim._shared.progress import progress
-from mbsim._shared.records import to_json
+from mbsim._shared.files import replacing
 from mbsim._shared.seeds import child
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
-from mbsim.errors import InvalidArgument, divisors, shown
+from mbsim.errors import InvalidArgument, divisors
 from mbsim.gradients import training
 from mbsim.gradients.training import Splits, _micro_batch_norms, _residuals
 from mbsim.methods import MicroBatchClipping
 from mbsim.study import tables
 from mbsim.study.claim import BATCH, RATE, Claim, Details, Found, Study
+from mbsim.study.stored import Record, stored
 from mbsim.verdicts import Comparison, Verdict
 
 if TYPE_CHECKING:
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["STALL", "SWEET_SPOT_ON_TABLES", "TILT_ON_TABLES", "Setting", "settled", "whole"]
 
 Array = NDArray[np.float64]
-Record = dict[str, Any]
 
 # Step sizes that are small: four times larger or smaller ones stop within some percent of them.
 RULES: dict[str, tuple[Rule, float]] = {
@@ -492,11 +489,11 @@ def whole(
 ) -> dict[str, Verdict]:
     """The claims on all tables, with every rule, share and b; begun again where it was cut off.
 
-    Every finished setting is a file of its own in `folder`, and is not done again. The figure of
-    ``sweet-spot-on-real-data`` is written there too, ``tilt_whole``.
+    Every finished setting is kept in ``study.sqlite`` in `folder`, and is not done again. The
+    figure of ``sweet-spot-on-real-data`` is written there too, ``tilt_whole``.
 
     Args:
-        folder: where the settings' files are, made if it is not there.
+        folder: where the store is, made if it is not there.
         rng: the seed.
         only: the tables; all 21 if None.
 
@@ -504,9 +501,9 @@ def whole(
         Verdicts by claim, and of the controls.
 
     Raises:
-        InvalidArgument: for no folder, tables that do not exist, and a file of another study.
+        InvalidArgument: for no folder, tables that do not exist, and a store that cannot be used.
     """
-    study, place = Study(rng=rng), writable_folder(folder, "out")
+    study = Study(rng=rng)
     names, shares = (*TABLES, *_TRIED) if only is None else tuple(only), (CLEAN, TENTH, QUARTER)
     settings = [Setting(table, share, steps=_LONG) for table in names for share in shares]
     settings += [
@@ -515,17 +512,14 @@ def whole(
         for share in shares
         for rule in RULES
     ]
-    records = []
-    with progress(len(settings), "real tables") as bar:
-        for number, setting in enumerate(settings):
-            bar.update(number, f"{setting.table}, {setting.contamination}, {setting.rule}")
-            words = f"{setting.contamination.split()[0]}-{setting.rule.split()[0]}"
-            path = place / f"{setting.table}-{words}-{len(setting.sizes)}-{rng}.json"
-            if not path.exists():
-                record = settled(setting, study.seed("tilt on tables"))
-                with replacing(path, "out") as file:
-                    file.write(to_json(record).encode())
-            records.append(_read(path, setting))
+    records = stored(
+        folder,
+        settings,
+        settled,
+        study.seed("tilt on tables"),
+        names=[f"tilt, {one.table}, {one.contamination}, {one.rule}, {rng}" for one in settings],
+        text="real tables",
+    )
     found: dict[str, Verdict] = {}
     for claim in (TILT_ON_TABLES, SWEET_SPOT_ON_TABLES, STALL):
         on_these = replace(claim, run=partial(claim.run, records=records))
@@ -534,17 +528,6 @@ def whole(
             found[f"control of {claim.name}: {name}"] = on_these.verdict(study, control=name)
     details = found[SWEET_SPOT_ON_TABLES.name].to_dict()["details"]
     for name, content in plots.pictures("tilt_whole", _draw, {"": details}).items():
-        with replacing(place / name, "out") as file:
+        with replacing(Path(folder, name), "out") as file:
             file.write(content)
     return found
-
-
-def _read(path: Path, setting: Setting) -> Record:
-    try:
-        record: Record = json.loads(path.read_text("utf-8"))
-        known = Setting(*record["setting"])
-    except (ValueError, KeyError, TypeError):
-        known = None
-    if known is None or known._replace(sizes=tuple(known.sizes)) != setting:
-        raise InvalidArgument(f"out: {shown(str(path))} is of another study; choose another folder")
-    return record

@@ -246,7 +246,7 @@ class _Run:
         self.width = workers + (executor is None)
         self.pool: Any = executor  # with processes of its own a new one when they have ended
         store.add_grid(grid)
-        self.have = store.have(heads=grid.relative_standard_error is not None)
+        self.have = store.have()
         self.done = sum(not self._missing(self.have.get(c.identity, {})) for c in grid)
         self.failed, self.stopped = 0, False
         self.cells = iter(grid if self.done < len(grid) else ())

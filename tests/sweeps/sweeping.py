@@ -145,7 +145,7 @@ def main(folder, mode, kills):
         path = folder / f"{number}.sqlite"
         marks = killed(path, mode, chance.uniform(0, lasts))
         with Store(path, write=True) as store:
-            before = sum(map(len, store.have(heads=False).values()))
+            before = sum(map(len, store.have().values()))
         runner.sweep(SMALL, path, executor=runner.Here())
         found.append((marks[IN_TRANSACTION], marks[IN_BLOCK] > 0, before))
         assert contents(path) == expected, f"kill {number}: {found[-1]}"

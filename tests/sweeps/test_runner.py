@@ -225,7 +225,7 @@ def test_an_executor_that_breaks_ends_the_sweep_and_keeps_what_had_finished(path
     with pytest.raises(InvalidArgument, match="must last, and broke"):
         sweep(FEW, path, executor=Breaks())
     with Store(path) as store:
-        assert sum(map(len, store.have(heads=False).values())) == 2
+        assert sum(map(len, store.have().values())) == 2
 
 
 @pytest.mark.parametrize(
