@@ -178,6 +178,9 @@ def sweet_spot(
     replicates: Annotated[
         int | None, typer.Option(help="Runs for each b; as many as are worth their time.")
     ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="For simulation: a file to keep runs in, and to go on from.")
+    ] = None,
     plot: Plot = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -201,8 +204,9 @@ def sweet_spot(
         step_size=_number_or_word(step_size),
         steps=steps,
         by=by,
-        replicates=64 if by == "simulation" and replicates is None else replicates,
+        replicates=64 if by == "simulation" and not (replicates or store) else replicates,
         rng=seed,
+        store=store,
     )
     _draw(best, plot)
     if not json:
