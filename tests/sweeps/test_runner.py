@@ -110,7 +110,7 @@ def script(*arguments, timeout=120):
 
 
 def test_a_sweep_whose_process_was_killed_goes_on_to_the_same_bits(tmp_path):
-    found = script("kills", tmp_path, "threads", KILLS or 25, timeout=3000)
+    found = script("kills", tmp_path, "threads", KILLS or 12, timeout=3000)
     in_transaction, in_block, before = zip(*found, strict=True)
     assert sum(in_transaction) >= 1
     assert sum(in_block) >= 5
