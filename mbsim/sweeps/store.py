@@ -506,13 +506,11 @@ class Results:
         import pandas
 
         self._check_complete(incomplete)
-        rows = []
-        for row in self:
-            at = self.grid.coordinates(row.cell)
-            plain: dict[str, Any] = {n: v if _is_scalar(v) else label(v) for n, v in at.items()}
-            plain["status"] = row.status
-            plain |= _ends(row.summary)
-            rows.append(plain)
+        rows = [
+            {n: _simple(v) for n, v in self.grid.coordinates(row.cell).items()}
+            | {"status": row.status, **_ends(row.summary)}
+            for row in self
+        ]
         frame = pandas.DataFrame(rows)
         frame.attrs["complete"] = self.complete
         return frame
@@ -550,8 +548,8 @@ class Results:
             fields["step"] = (*axes, "record"), steps.reshape(*shape, records)
         coordinates: dict[str, Any] = {"quantile": list(QUANTILES)}
         for name, values in self.grid.axes.items():
-            scalars = all(_is_scalar(v) and v is not None for v in values)
-            coordinates[name] = list(values) if scalars else [label(v) for v in values]
+            texts = None in values  # which is no number among others
+            coordinates[name] = [label(v) if texts else _simple(v) for v in values]
         about = {"grid": json.dumps(self.grid.to_plain()), "complete": int(self.complete)}
         return xarray.Dataset(fields, coordinates, about).set_coords("step")
 
@@ -594,8 +592,6 @@ class Results:
             **at: a value for each of the other axes; one of them may be left out, and has a curve
                 for each of its values.
         """
-        from matplotlib.figure import Figure
-
         from mbsim import plots
 
         data = self.to_xarray(incomplete=incomplete)
@@ -609,20 +605,18 @@ class Results:
         lines = [axis for axis in self.grid.axes if axis != x and axis in data.dims]
         if len(lines) > 1:
             raise InvalidArgument(f"all but one of {', '.join(lines)} must be given a value")
-        with plots.style():
-            axes = ax if ax is not None else Figure().subplots()
-        values = data[lines[0]].to_numpy() if lines else [None]
-        for number, value_ in enumerate(values):
-            line = data.sel({lines[0]: value_}) if lines else data
-            mean, error = line[name].to_numpy(), 1.96 * line[f"{name}_error"].to_numpy()
-            text = f"{lines[0]} = {label(value_)}" if lines else None
-            interval = np.atleast_1d(mean - error), np.atleast_1d(mean + error)
-            places = np.atleast_1d(line[x].to_numpy())
-            plots.curve(axes, places, np.atleast_1d(mean), interval, number=number, label=text)
-        if lines:
-            axes.legend()
-        title = "" if self.complete else f" (not complete: {self._counted()})"
-        axes.set(xlabel=x, ylabel=name, title=title.strip())
+        with plots.on(ax) as axes:
+            for number, at_ in enumerate(data[lines[0]].to_numpy() if lines else [None]):
+                line = data.sel({lines[0]: at_}) if lines else data
+                names = (x, name, f"{name}_error")
+                places, mean, error = (np.atleast_1d(line[n].to_numpy()) for n in names)
+                ends = mean - 1.96 * error, mean + 1.96 * error
+                text = f"{lines[0]} = {label(at_)}" if lines else None
+                plots.curve(axes, places, mean, ends, number=number, label=text)
+            if lines:
+                axes.legend()
+            title = "" if self.complete else f"not complete: {self._counted()}"
+            axes.set(xlabel=x, ylabel=name, title=title)
         return axes
 
     def __str__(self) -> str:
@@ -651,8 +645,9 @@ class Results:
 _SHOWN = 100
 
 
-def _is_scalar(content: Any) -> bool:
-    return content is None or isinstance(content, (bool, int, float, str))
+def _simple(content: Any) -> Any:
+    """A value on an axis as a number or a text."""
+    return content if content is None or isinstance(content, (int, float, str)) else label(content)
 
 
 def _ends(summary: Summary | None) -> dict[str, Any]:

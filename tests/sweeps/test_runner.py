@@ -28,7 +28,7 @@ from mbsim.sweeps.grid import BLOCK, Grid
 from mbsim.sweeps.runner import Event, Here, events, sweep, watched
 from mbsim.sweeps.store import Store
 
-# How many sweeps are killed: 100 for the whole test, which takes some minutes.
+# How many sweeps are killed in each way; with MBSIM_KILLS=100 a hundred, which takes some minutes.
 KILLS = int(os.environ.get("MBSIM_KILLS", "0"))
 
 
@@ -122,7 +122,7 @@ def test_so_does_one_that_had_processes(tmp_path):
     assert sum(in_block for _, in_block, _ in found) >= 1
 
 
-@pytest.mark.parametrize("number", range(KILLS or 2))
+@pytest.mark.parametrize("number", range(KILLS or 1))
 def test_a_worker_that_was_killed_loses_nothing(expected, path, number):
     chance = random.Random(number)
     when, kinds = chance.randrange(38), []
@@ -169,7 +169,7 @@ def test_a_cell_that_raises_is_recorded_and_tried_again(path):
 def test_a_sweep_stops_at_a_failure_if_asked(path):
     found = sweep(BAD, path, executor=Here(), keep_going=False)
     assert found.counts == {"done": 1, "failed": 1, "missing": 1}
-    found = sweep(BAD, path, workers=2, keep_going=False)
+    found = sweep(BAD, path, workers=1, keep_going=False)
     assert found.counts["failed"] == 1
 
 
@@ -192,13 +192,29 @@ def test_a_cell_that_diverges_is_recorded_and_counts_as_failed(path):
 
 def test_a_cell_whose_process_dies_is_found_and_recorded(path, monkeypatch):
     monkeypatch.setattr(runner, "Workers", sweeping.Faulty)
-    found = sweep(FEW, path, workers=2)
+    found = sweep(FEW, path, workers=1)
     assert found.counts == {"done": 2, "failed": 1}
     (failed,) = (row for row in found if row.status == "failed")
     assert found.grid.coordinates(failed.cell) == {"micro_batch_size": 4}
     assert failed.failure[0] == "killed"
     monkeypatch.undo()
-    assert sweep(FEW, path, workers=1).counts == {"done": 3}
+    assert sweep(FEW, path, executor=Here()).counts == {"done": 3}
+
+
+def test_a_cell_that_takes_too_much_memory_is_recorded(path, monkeypatch):
+    draw = runner.simulate
+
+    def fails(*arguments, method, **settings):
+        if method.micro_batch_size == 4:
+            raise MemoryError("no room")
+        return draw(*arguments, method=method, **settings)
+
+    runner._ready()
+    monkeypatch.setattr(runner, "simulate", fails)
+    found = sweep(FEW, path, executor=Here())
+    assert found.counts == {"done": 2, "failed": 1}
+    (failed,) = (row for row in found if row.failure)
+    assert failed.failure[:2] == ("memory", "MemoryError: no room")
 
 
 def test_a_cell_that_takes_too_long_is_given_up(path):
@@ -255,7 +271,7 @@ def test_a_cell_stops_when_it_knows_enough_whoever_draws(tmp_path):
         assert max(relative) < 0.005
         assert summary.replicates % BLOCK == 0
     assert len({row.summary.replicates for row in found}) > 1
-    sweep(grid, tmp_path / "two.sqlite", workers=3)
+    sweep(grid, tmp_path / "two.sqlite", workers=2)
     assert sweeping.contents(tmp_path / "one.sqlite") == sweeping.contents(tmp_path / "two.sqlite")
 
 

@@ -348,7 +348,7 @@ def test_what_is_not_complete_says_so_everywhere(partial, tmp_path):
     from matplotlib.figure import Figure
 
     axes = partial.plot("micro_batch_size", ax=Figure().subplots(), incomplete=True)
-    assert "not complete" in axes.get_title()
+    assert "not complete" in axes.get_title(loc="left")
 
 
 def test_results_as_arrays_tables_and_files(whole, tmp_path):
