@@ -104,10 +104,11 @@ def test_a_store_goes_on_and_stops_when_it_knows_enough(tmp_path, monkeypatch):
     """Its means are those of simulate by the seed that is given, and near those without a store."""
     monkeypatch.setattr(runner, "sweep", partial(runner.sweep, executor=runner.Here()))
     made = problem(mbsim.noise.Gaussian(sigma=1.0), p=0.0)
-    how = {**SETTINGS, "by": "simulation", "rng": 3}
+    settings = {**SETTINGS, "steps": 100}
+    how = {**settings, "by": "simulation", "rng": 3}
     path = tmp_path / "runs.sqlite"
     found = mbsim.sweet_spot(made, **how, store=path, replicates=32)
-    run = mbsim.simulate(made, mbsim.MicroBatchClipping(4), **SETTINGS, replicates=32, rng=3)
+    run = mbsim.simulate(made, mbsim.MicroBatchClipping(4), **settings, replicates=32, rng=3)
     assert found.curve[4] == pytest.approx(run.mean("mean_grad_norm_sq"), rel=1e-12)
     assert 16 in found.tied
     assert 1 not in found.tied

@@ -378,6 +378,11 @@ step_size = [0.05]
 """
 
 
+def without_progress(err):
+    """What a command says besides lines of progress, which come where a machine is busy."""
+    return "".join(x for x in err.splitlines(keepends=True) if not x.endswith(" left\n"))
+
+
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
     def call(*options, sizes=(1, 4), steps=20, replicates=30):
@@ -388,7 +393,7 @@ def command(monkeypatch, capsys, tmp_path):
         with pytest.raises(SystemExit) as stop:
             cli.main()
         out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
+        return stop.value.code or 0, out, without_progress(err)
 
     return call
 
@@ -427,7 +432,7 @@ def test_the_command_exits_1_if_a_cell_failed_and_2_for_bad_input(command, tmp_p
 
 
 def test_ctrl_c_stops_within_two_seconds_and_keeps_what_has_finished(tmp_path):
-    text = TOML.format(sizes=[1, 2, 4, 8, 16], steps=5_000, replicates=5000)
+    text = TOML.format(sizes=[1, 2, 4, 8, 16], steps=1000, replicates=50_000)
     (tmp_path / "grid.toml").write_text(text)
     store = tmp_path / "results.sqlite"
     with subprocess.Popen(
@@ -443,7 +448,8 @@ def test_ctrl_c_stops_within_two_seconds_and_keeps_what_has_finished(tmp_path):
         assert time.monotonic() - since < 2
     assert process.returncode == 130
     assert re.fullmatch(
-        r"mbsim: interrupted; \d of 5 cells are done; the same sweep goes on from there\n", err
+        r"mbsim: interrupted; \d of 5 cells are done; the same sweep goes on from there\n",
+        without_progress(err),
     )
     assert blocks_in(store) >= 3
     assert is_gone(process.pid)
