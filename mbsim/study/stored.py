@@ -15,6 +15,8 @@ from mbsim.sweeps.store import Store
 __all__ = ["Record", "kept", "stored"]
 
 Record = dict[str, Any]
+# The version of what long studies measure: 1 more when its numbers have changed on purpose.
+LAW = 1
 
 
 def stored(
@@ -47,7 +49,7 @@ def stored(
         Job(name, 1.0, _measured, (measure, setting, *arguments))
         for name, setting in zip(names, settings, strict=True)
     ]
-    about = [{"name": job.name, "setting": list(job.arguments[1])} for job in jobs]
+    about = [{"law": LAW, "name": job.name, "setting": list(job.arguments[1])} for job in jobs]
     path = writable_folder(folder, "out") / "study.sqlite"
     return kept(path, jobs, about, workers=workers if workers > 1 else 0, text=text)
 
