@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "mbsim"
 # A room imports only from rooms before it.
 ROOMS = [
     "errors", "_shared", "compiled", "clipping", "methods", "plots", "statistics", "verdicts",
-    "problems", "simulation", "drifts", "theory", "gradients", "choosing", "checking", "sweeps",
+    "problems", "simulation", "drifts", "theory", "gradients", "sweeps", "choosing", "checking",
     "testing", "extra", "study", "cli", "__main__",
 ]  # fmt: skip
 # What checks must not depend on what is checked: these never import each other.

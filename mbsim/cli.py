@@ -94,6 +94,9 @@ def reproduce(
     workers: Annotated[
         int | None, typer.Option(help="Processes; as many as there are processors, unless told.")
     ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="A file to keep finished claims in, and to go on from.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 when a verdict is not the expected one.")
     ] = False,
@@ -102,7 +105,7 @@ def reproduce(
     """Run every claim and negative control; print the verdicts, write figures and a report."""
     from mbsim.study import report as reports
 
-    report = reports.reproduce(out, quick=quick, rng=seed, workers=workers)
+    report = reports.reproduce(out, quick=quick, rng=seed, workers=workers, store=store)
     if json:
         print(to_json(report.to_dict()), end="")
     else:
@@ -230,6 +233,9 @@ def sweet_spot(
     replicates: Annotated[
         int | None, _count("Runs for each b; as many as are worth their time.")
     ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="For simulation: a file to keep runs in, and to go on from.")
+    ] = None,
     plot: Plot = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -253,8 +259,9 @@ def sweet_spot(
         step_size=_number_or_word(step_size),
         steps=steps,
         by=by,
-        replicates=64 if by == "simulation" and replicates is None else replicates,
+        replicates=64 if by == "simulation" and not (replicates or store) else replicates,
         rng=seed,
+        store=store,
     )
     if json:
         print(to_json(best.to_dict()), end="")
@@ -373,7 +380,7 @@ def study(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for a file of each finished setting; study-WHAT unless told."),
+        typer.Option(help="Folder for finished settings; study-WHAT unless told."),
     ] = None,
     seed: Annotated[int, typer.Option(help="The seed of all randomness.")] = 0,
     only: Annotated[

@@ -44,31 +44,40 @@ def processors() -> int:
     return max(1, found // _workers)
 
 
-def in_processes(jobs: Sequence[Job], *, workers: int, text: str) -> list[Any]:
+def in_processes(
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    text: str,
+    keep: Callable[[int, Any], object] = lambda *_: None,
+) -> list[Any]:
     """What every job returns, in the order of the jobs; the longest are begun first.
 
-    Processes are spawned, as this is right on every system. They import neither the caller's script
-    again nor hear its Ctrl-C: they end when this process lets go of them, or ends in any way.
+    As each ends, ``keep(number, found)`` is called here. Processes are spawned, as this is right on
+    every system. They import neither the caller's script again nor hear its Ctrl-C: they end when
+    this process lets go of them, or ends in any way.
 
     Raises:
         Exception: the first that a job raises, with a note that names the job.
     """
     from concurrent.futures import wait
 
+    if not jobs:
+        return []
     shares = [0.0] * len(jobs)
     total, number = sum(job.seconds for job in jobs), min(workers, len(jobs))
     with progress(total, text) as bar, Workers(number, workers) as pool:
         order = sorted(range(len(jobs)), key=lambda i: -jobs[i].seconds)
-        began = {i: pool.submit(_do, i, jobs[i]) for i in order}
-        pending = {*began.values()}
+        began = {pool.submit(_do, i, jobs[i]): i for i in order}
+        pending = {*began}
         while pending:
             done, pending = wait(pending, timeout=0.1, return_when="FIRST_EXCEPTION")
             for number, share in pool.told():
                 shares[number] = share
             bar.update(sum(s * job.seconds for s, job in zip(shares, jobs, strict=True)))
-            for future in done:
-                future.result()
-    return [began[i].result() for i in range(len(jobs))]
+            for future in sorted(done, key=lambda one: one.exception() is not None):
+                keep(began[future], future.result())
+    return [future.result() for future in sorted(began, key=began.__getitem__)]
 
 
 class Workers:

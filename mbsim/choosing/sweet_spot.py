@@ -23,7 +23,8 @@ The others explain. They differ because they see other things, mostly at one ste
     the level at which a run with this step size stops: bias against the draggers' variance
     (section 7). It does not depend on T.
 ``"simulation"``
-    (1/T) Σ ‖∇L(w_t)‖² of simulated runs, for every b at the step size that is given.
+    (1/T) Σ ‖∇L(w_t)‖² of simulated runs, for every b at the step size that is given. With a store
+    it is a sweep (:mod:`mbsim.sweeps`): it resumes, and may stop when it knows enough.
 
 The bias is a term of a bound: Algorithm 1's own bias is smallest at b = B, where it has none. Which
 of these has an interior minimum, and where, is the claim ``interior-bias``.
@@ -32,6 +33,7 @@ of these has an interior minimum, and where, is the claim ``interior-bias``.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import field, replace
@@ -74,8 +76,8 @@ _LEVELS: dict[str, Callable[[Run], NDArray[np.float64]]] = {
     "average": lambda run: run.mean_grad_norm_sq,
 }
 
-# By a criterion: a number, or one of every replicate, or why there is none.
-Value = float | NDArray[np.float64] | Refusal
+# By a criterion: a number, or one of every replicate, or their mean, or why there is none.
+Value = float | NDArray[np.float64] | statistics.Interval | Refusal
 
 # What a value is, by criterion.
 _UNITS = {
@@ -108,8 +110,8 @@ class SweetSpot:
         curve: the value for every divisor b of B; infinite where there is none.
         why_not: for every b without a value, the reason.
         step_sizes: η for every b; empty for the bias.
-        intervals: for means over runs, the 99 % interval of each; empty for numbers that are not
-            random.
+        intervals: for means over runs, the 99 % interval of each (from a store, of all together,
+            and at all looks); empty for numbers that are not random.
         answer: for "final" and "average", the answer in words, with what it is worth; else None.
         continuous: for the bias, where its closed form is stationary if b need not be whole:
             1/ln(1/q) − 1, found by SymPy (if that is below 1, b = 1 is best); else None.
@@ -224,6 +226,7 @@ def sweet_spot(
     by: str = "final",
     replicates: int | None = None,
     rng: int | SeedSequence | Generator | None = None,
+    store: str | os.PathLike[str] | None = None,
 ) -> SweetSpot:
     """The best micro-batch size for Algorithm 1 among the divisors of the batch size.
 
@@ -243,6 +246,10 @@ def sweet_spot(
         replicates: how many runs for each b, at least 2: needed for "simulation"; for "final" and
             "average" as many as are worth their time unless told, from 8 to 512.
         rng: the seed: needed for "simulation", 0 unless told elsewhere.
+        store: for "simulation" a file, as of :func:`mbsim.sweep`: runs are drawn in processes and
+            kept there, and those that are there are not drawn again. Then `rng` is an integer, the
+            problem of mbsim's own parts, and `replicates` may be left out: until each mean is known
+            to a relative standard error of 1 %, however often that is looked at.
 
     Returns:
         A :class:`SweetSpot`.
@@ -276,7 +283,7 @@ def sweet_spot(
     for name, given, needed in (
         ("step_size", step_size, by not in ("bias", *_LEVELS)),
         ("steps", steps, by not in ("bias", "floor") or isinstance(step_size, str)),
-        ("replicates", replicates, by == "simulation"),
+        ("replicates", replicates, by == "simulation" and store is None),
         ("rng", rng, by == "simulation"),
     ):
         if needed and given is None:
@@ -290,6 +297,10 @@ def sweet_spot(
             f"replicates={shown(replicates)} must be left out for by={by!r}: it simulates nothing"
         )
     seed = seed_sequence(0 if rng is None else rng)
+    if store is not None and (by != "simulation" or isinstance(asked, str)):
+        raise InvalidArgument(
+            f"store={shown(str(store))} must be left out but for by='simulation' at a step size"
+        )
     if isinstance(problem, MeasuredProblem):
         _check_measured(by, step_size, replicates)
         if by == "final":
@@ -307,6 +318,11 @@ def sweet_spot(
     sizes = divisors(batch)
     values: dict[int, Value] = {}
     step_sizes: dict[int, float] = {}
+    if store is not None:
+        assert isinstance(asked, float)
+        settings = {"batch_size": batch, "step_size": asked, "steps": horizon}
+        values = _swept(problem, settings, None if replicates is None else samples, rng, store)
+        sizes, step_sizes = [], dict.fromkeys(values, asked)
     with progress(len(sizes), f"{by} for every b") as bar:
         for number, b in enumerate(sizes):
             setting = Setting(problem, MicroBatchClipping(b), batch, steps=horizon)
@@ -406,7 +422,8 @@ def _answer(
     sgd, lowest = values[ends.batch], values[best]
     gain = statistics.exactly(1.0 if best == ends.batch else math.inf)
     if best != ends.batch and not isinstance(sgd, Refusal):
-        gain = statistics.ratio(sgd, lowest, false_positive_rate=_RATE)
+        samples = cast(NDArray[np.float64], sgd), cast(NDArray[np.float64], lowest)
+        gain = statistics.ratio(*samples, false_positive_rate=_RATE)
     what = {"final": "ends lowest after", "average": "is lowest in the mean over"}[by]
     each = "each at its own best step size" if ends.step_size is None else "all at one step size"
     looked = ", ".join(str(b) for b in sorted(ends.best))
@@ -478,6 +495,8 @@ def _usable(problem: Problem, batch: int, step_size: float, seed: SeedSequence) 
 
 
 def _mean(found: Value) -> float:
+    if isinstance(found, statistics.Interval):
+        return found.estimate
     return math.inf if isinstance(found, Refusal) else float(np.mean(found))
 
 
@@ -487,6 +506,7 @@ def _intervals(values: Mapping[int, Value]) -> dict[int, tuple[float, float]]:
         for b, found in values.items()
         if isinstance(found, np.ndarray)
     }
+    means |= {b: found for b, found in values.items() if isinstance(found, statistics.Interval)}
     return {b: (mean.low, mean.high) for b, mean in means.items()}
 
 
@@ -506,7 +526,10 @@ def _best(values: Mapping[int, Value]) -> tuple[int | None, tuple[int, ...], str
             return True
         if isinstance(found, float):
             return found > _TIED * _mean(lowest)
-        return statistics.difference(found, lowest, false_positive_rate=rate).low > 0
+        if isinstance(found, statistics.Interval):  # they hold together, paired or not
+            return found.low > cast(statistics.Interval, lowest).high
+        other = cast(NDArray[np.float64], lowest)
+        return statistics.difference(found, other, false_positive_rate=rate).low > 0
 
     tied = tuple(b for b, found in values.items() if b == best or not apart(found))
     return best, tied, _place(best, max(values))
@@ -589,6 +612,47 @@ def _evaluated(bound: Any, values: Mapping[str, Any]) -> float | Refusal:
         return Refusal(f"the step size is too large for the bound ({bound.name})", of="bound")
     except InvalidArgument as reason:  # p = 1, or a bias too large for a float
         return Refusal(str(reason), of="bound")
+
+
+def _swept(
+    problem: Problem, settings: dict[str, Any], replicates: int | None, rng: Any, store: Any
+) -> dict[int, Value]:
+    """The mean for every b by a sweep, with intervals that hold together and at all looks."""
+    from mbsim.sweeps import blocks
+    from mbsim.sweeps.grid import Grid
+    from mbsim.sweeps.runner import sweep
+
+    names = ("loss", "noise", "draggers", "benign_dim", "start")
+    grid = Grid(
+        problem={name: getattr(problem, name) for name in names},
+        method=settings,
+        axes={"micro_batch_size": divisors(settings["batch_size"])},
+        seed=check_integer("rng", rng, minimum=0),
+        replicates=replicates,
+        relative_standard_error=_TIED - 1 if replicates is None else None,
+    )
+    values: dict[int, Value] = {}
+    for cell, _, summary, failure in sweep(grid, store):
+        b = grid.coordinates(cell)["micro_batch_size"]
+        if summary is None or failure is not None:
+            raise InvalidArgument(f"b = {b} failed: {failure and failure[1]}")
+        count = summary.replicates
+        if summary.diverged:
+            reason = f"{summary.diverged} of {count} replicates diverged"
+            values[b] = Refusal(reason, of="mean")
+            continue
+        mean, error = float(summary.mean[-1]), float(summary.error[-1])
+        rate = _RATE / len(grid)
+        reach = float(blocks.always_within(grid, count, error * math.sqrt(count), rate))
+        values[b] = statistics.Interval(
+            estimate=mean,
+            low=mean - reach,
+            high=mean + reach,
+            standard_error=error,
+            false_positive_rate=rate,
+            df=count - 1,
+        )
+    return values
 
 
 def _simulated(

@@ -6,8 +6,10 @@ import json
 import os
 import platform
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from mbsim._shared.processes import Job, in_processes, processors
 from mbsim._shared.records import to_json
 from mbsim._shared.version import __version__
 from mbsim.errors import check_integer
+from mbsim.statistics import Interval
 from mbsim.study import (
     advisers,
     bounds_hold,
@@ -36,7 +39,8 @@ from mbsim.study import (
 )
 from mbsim.study.claim import Study, examined
 from mbsim.study.page import report_page
-from mbsim.verdicts import Verdict
+from mbsim.study.stored import kept
+from mbsim.verdicts import Comparison, Verdict
 
 __all__ = ["CLAIMS", "Report", "draw_report", "expected_statuses", "reproduce"]
 
@@ -182,6 +186,7 @@ def reproduce(
     quick: bool = False,
     rng: int = 0,
     workers: int | None = None,
+    store: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Run every claim and control; write figures, ``report.json`` and ``report.html`` to `out`.
 
@@ -189,19 +194,23 @@ def reproduce(
 
     Claims run in processes. Files are written when all have ended, and none on Ctrl-C.
 
+    With a `store` every claim is kept in it as it ends, and not run again after an interrupt. It is
+    known by its name, `quick`, `rng`, mbsim's own code and the versions of what that stands on.
+
     Args:
         out: a directory, made if it is not there.
         quick: fewer steps, problems and replicates: a fifth of the time.
         rng: the seed, an integer; the same seed gives the same report and figures, byte for byte,
             whatever the number of workers.
         workers: how many processes; as many as there are processors if None.
+        store: a file to keep finished claims in, and to go on from.
 
     Returns:
         The :class:`Report`.
 
     Raises:
         InvalidArgument: if `out` cannot be a directory, `rng` is not an integer of at least 0 or
-            `workers` not one of at least 1.
+            `workers` not one of at least 1; for a store that is held, damaged or something else.
         Exception: what a claim raises, with a note that names it.
     """
     started, study = time.perf_counter(), Study(quick=quick, rng=rng)
@@ -209,7 +218,14 @@ def reproduce(
     folder = writable_folder(out, "out")
     jobs = [Job(claim.name, claim.seconds, examined, (claim, study)) for claim in CLAIMS]
     jobs.append(Job("trajectories", 7.0, floors.drawn_trajectories, (study,)))
-    *found, (curves, pictures) = in_processes(jobs, workers=workers, text="reproducing")
+    if store is None:
+        done = in_processes(jobs, workers=workers, text="reproducing")
+    else:
+        decides = {"quick": quick, "rng": study.rng, **_code()}
+        about = [{"claim": job.name, **decides} for job in jobs]
+        form = _plain, _back
+        done = kept(store, jobs, about, workers=workers, text="reproducing", form=form)
+    *found, (curves, pictures) = done
     seconds: dict[str, float] = {}
     for _, taken, drawn in found:
         seconds |= taken
@@ -232,6 +248,36 @@ def reproduce(
     page = report_page(json.loads(plain), CLAIMS, pictures)
     _write(folder, {**pictures, "report.json": plain.encode(), "report.html": page.encode()})
     return report
+
+
+_CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (Interval, Comparison, Verdict)}
+
+
+def _plain(content: Any) -> Any:
+    """What is no plain data in what claims return, for :func:`json.dumps`."""
+    if isinstance(content, bytes):
+        return {"base64": b64encode(content).decode()}
+    name = type(content).__name__
+    return {"class": name, **vars(content)} if name in _CLASSES else dict(content)
+
+
+def _back(plain: dict[str, Any]) -> Any:
+    """The same back, for :func:`json.loads`."""
+    if plain.keys() == {"base64"}:
+        return b64decode(plain["base64"])
+    cls = _CLASSES.get(str(plain.get("class")))
+    if cls is None:
+        return plain
+    fields = {n: tuple(c) if isinstance(c, list) else c for n, c in plain.items() if n != "class"}
+    return cls(**fields)
+
+
+def _code() -> dict[str, Any]:
+    """What decides numbers besides a claim's settings: mbsim's own code, and versions."""
+    code, place = sha256(), Path(__file__).parents[1]
+    for path in sorted(place.rglob("*.py")):
+        code.update(f"{path.relative_to(place).as_posix()}\n".encode() + path.read_bytes())
+    return {"code": code.hexdigest(), "numba": metadata.version("numba"), **_versions()}
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> list[Path]:

@@ -20,7 +20,7 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
 from mbsim import plots, statistics, theory
-from mbsim._shared.files import replacing, writable_folder
+from mbsim._shared.files import replacing
 from mbsim._shared.seeds import child
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
 from mbsim.errors import InvalidArgument, divisors
@@ -488,11 +488,11 @@ def whole(
 ) -> dict[str, Verdict]:
     """The claims on all tables, with every rule, share and b; begun again where it was cut off.
 
-    Every finished setting is a file of its own in `folder`, and is not done again. The figure of
-    ``sweet-spot-on-real-data`` is written there too, ``tilt_whole``.
+    Every finished setting is kept in ``study.sqlite`` in `folder`, and is not done again. The
+    figure of ``sweet-spot-on-real-data`` is written there too, ``tilt_whole``.
 
     Args:
-        folder: where the settings' files are, made if it is not there.
+        folder: where the store is, made if it is not there.
         rng: the seed.
         only: the tables; all 21 if None.
 
@@ -500,9 +500,9 @@ def whole(
         Verdicts by claim, and of the controls.
 
     Raises:
-        InvalidArgument: for no folder, tables that do not exist, and a file of another study.
+        InvalidArgument: for no folder, tables that do not exist, and a store that cannot be used.
     """
-    study, place = Study(rng=rng), writable_folder(folder, "out")
+    study = Study(rng=rng)
     names, shares = (*TABLES, *_TRIED) if only is None else tuple(only), (CLEAN, TENTH, QUARTER)
     settings = [Setting(table, share, steps=_LONG) for table in names for share in shares]
     settings += [
@@ -511,16 +511,12 @@ def whole(
         for share in shares
         for rule in RULES
     ]
-    words = [f"{s.contamination.split()[0]}-{s.rule.split()[0]}" for s in settings]
     records = stored(
-        place,
+        folder,
         settings,
         settled,
         study.seed("tilt on tables"),
-        names=[
-            f"{s.table}-{word}-{len(s.sizes)}-{rng}"
-            for s, word in zip(settings, words, strict=True)
-        ],
+        names=[f"tilt, {one.table}, {one.contamination}, {one.rule}, {rng}" for one in settings],
         text="real tables",
     )
     found: dict[str, Verdict] = {}
@@ -531,6 +527,6 @@ def whole(
             found[f"control of {claim.name}: {name}"] = on_these.verdict(study, control=name)
     details = found[SWEET_SPOT_ON_TABLES.name].to_dict()["details"]
     for name, content in plots.pictures("tilt_whole", _draw, {"": details}).items():
-        with replacing(place / name, "out") as file:
+        with replacing(Path(folder, name), "out") as file:
             file.write(content)
     return found

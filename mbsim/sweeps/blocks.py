@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mbsim import statistics
 from mbsim._shared.values import value
@@ -211,14 +211,15 @@ def _enough(grid: Grid, heads: Sequence[Head]) -> bool:
     count, mean, deviation = _added([(h[0], np.array(h[1::2]), np.array(h[2::2])) for h in heads])
     if not np.isfinite(mean).all():
         return True
-    reach = statistics.always_within(
-        count,
-        deviation,
-        false_positive_rate=_RATE,
-        tightest=math.sqrt(BLOCK * max(BLOCK, grid.most)),
-    )
+    reach = always_within(grid, count, deviation, _RATE)
     asked = statistics.t_quantile(math.inf, _RATE / 2) * (grid.relative_standard_error or 0)
     return bool((reach <= asked * np.abs(mean)).all())
+
+
+def always_within(grid: Grid, count: int, deviation: ArrayLike, rate: float) -> Array:
+    """How far means of so many replicates may be from the truth, at whichever look at a cell."""
+    tightest = math.sqrt(BLOCK * max(BLOCK, grid.most))
+    return statistics.always_within(count, deviation, false_positive_rate=rate, tightest=tightest)
 
 
 def packed(block: Block) -> tuple[Any, ...]:

@@ -62,7 +62,7 @@ _DEFAULTS: dict[str, Any] = {
     "engine": "auto",
 }
 _ALL = (*_FIELDS["problem"], *_FIELDS["method"])
-_MOST_CELLS = 10**7
+_MOST_CELLS, _MOST_REPLICATES = 10**7, 2**24
 # So many records beside the first, unless told.
 _RECORDS = 16
 
@@ -155,14 +155,12 @@ class Grid:
         if self.replicates is not None:
             if self.cap is not None:
                 raise InvalidArgument("cap must be left out where replicates is given")
-            number = check_integer("replicates", self.replicates, minimum=1)
-            set_field(self, "replicates", number)
+            set_field(self, "replicates", _number("replicates", self.replicates, 1))
         else:
             error = self.relative_standard_error
             error = check_number("relative_standard_error", error, above=0, below=1)
             set_field(self, "relative_standard_error", error)
-            cap = 65536 if self.cap is None else check_integer("cap", self.cap, minimum=2)
-            set_field(self, "cap", cap)
+            set_field(self, "cap", 65536 if self.cap is None else _number("cap", self.cap, 2))
 
     def _check_first_cells(self) -> None:
         """A cell may fail by itself; but what is wrong with all is said at once."""
@@ -306,6 +304,14 @@ def _known(table: str, given: Mapping[Any, Any], known: Any) -> dict[str, Any]:
             close = nearest(str(name), known)
             raise InvalidArgument(f"{table} has an unknown name, {shown(name)}; {close}")
     return dict(given)
+
+
+def _number(name: str, given: Any, least: int) -> int:
+    """How many replicates: so many that the list of their blocks is short."""
+    number = check_integer(name, given, minimum=least)
+    if number > _MOST_REPLICATES:
+        raise InvalidArgument(f"{name}={shown(given)} must be at most 2**24")
+    return number
 
 
 def _text(plain: Any) -> str:

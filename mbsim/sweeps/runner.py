@@ -18,13 +18,20 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from mbsim._shared.arrays import one_blas_thread
 from mbsim._shared.meant import answering
 from mbsim._shared.processes import Workers, processors, tell
 from mbsim._shared.progress import progress
 from mbsim.errors import InvalidArgument, check_integer, check_number, shown
+from mbsim.methods import MicroBatchClipping
+from mbsim.problems.losses import LogCosh
+from mbsim.problems.noise import Gaussian
+from mbsim.problems.problem import Problem
 from mbsim.simulation.run import simulate
 from mbsim.sweeps.blocks import Block, Head, condensed, head, needed
 from mbsim.sweeps.grid import Cell, Grid, arguments, label
@@ -89,9 +96,10 @@ class Failed(NamedTuple):
 
 def draw(number: int, description: str, first: int, count: int) -> Block | Failed:
     """Draw a block of a cell: what workers do."""
-    tell(number, 0.0)  # so that its time is counted from here
     try:
         with one_blas_thread(), progress(None, ""):  # the sweep's own bar is one for all
+            _ready()
+            tell(number, 0.0)  # its time is counted from here
             given = arguments(description)
             run = simulate(**given, replicates=count, first=first, threads=1)
             return condensed(run, first)
@@ -99,6 +107,19 @@ def draw(number: int, description: str, first: int, count: int) -> Block | Faile
         kind = "memory" if isinstance(error, MemoryError) else "raised"
         message = " ".join(f"{type(error).__name__}: {error}".split())
         return Failed(kind, message, traceback.format_exc())
+
+
+@cache
+def _ready() -> None:
+    """Load all that is compiled: by the smallest of runs, once in each process."""
+    smallest = Problem(loss=LogCosh(1), noise=Gaussian(), benign_dim=1, start=np.ones(1))
+    settings: dict[str, Any] = {"batch_size": 1, "steps": 1, "replicates": 1, "threads": 1}
+    simulate(smallest, MicroBatchClipping(1), step_size=0.1, rng=0, **settings)
+
+
+def _well(future: Future[Any]) -> bool:
+    """Whether a call has ended, and not by what ended its process."""
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 @dataclass(eq=False)
@@ -248,7 +269,7 @@ class _Run:
         self.width = workers + (executor is None)
         self.pool: Any = executor  # with processes of its own a new one when they have ended
         store.add_grid(grid)
-        self.have = store.have(heads=grid.relative_standard_error is not None)
+        self.have = store.have()
         self.done = sum(not self._missing(self.have.get(c.identity, {})) for c in grid)
         self.failed, self.stopped = 0, False
         self.cells = iter(grid if self.done < len(grid) else ())
@@ -392,7 +413,7 @@ class _Run:
         alone = len(self.flying) == 1
         self._end_pool()
         for future, task in [*self.flying.items()]:
-            if future.done() and not future.cancelled() and future.exception() is None:
+            if _well(future):
                 yield from self._kept(future, future.result())
                 continue
             task.breaks += alone
@@ -426,7 +447,7 @@ class _Run:
                 future.cancel()
                 why = f"it took more than {self.timeout:g} seconds"
                 yield from self._kept(future, Failed("timeout", why))
-            elif own and not (future.done() and not future.cancelled() and not future.exception()):
+            elif own and not _well(future):
                 del self.flying[future]
                 task.since = 0.0
                 self.ready.appendleft(task)
@@ -439,7 +460,7 @@ class _Run:
     def close(self) -> None:
         """Keep what has finished, and let go of the rest."""
         for future, task in self.flying.items():
-            if future.done() and not future.cancelled() and future.exception() is None:
+            if _well(future):
                 with contextlib.suppress(InvalidArgument):  # a full disk has been told of already
                     self._keep(task, future.result())
             elif self.given is not None:

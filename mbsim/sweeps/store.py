@@ -1,12 +1,13 @@
-"""The store: one SQLite file of finished blocks of replicates, and what they say together.
+"""The store: one SQLite file of what has finished: blocks of a sweep, and records of a study.
 
-One process writes, in one transaction for each block; any number may read meanwhile. A transaction
-that is not finished leaves nothing: a store that was killed is a store with fewer blocks.
+One process writes, in one transaction for each block or record; any number may read meanwhile. A
+transaction that is not finished leaves nothing: a store that was killed is one with less in it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import math
@@ -14,7 +15,7 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
@@ -61,6 +62,7 @@ _VERSIONS = (
         "CREATE TABLE failures (identity TEXT PRIMARY KEY, first INTEGER, kind TEXT, "
         "message TEXT, traceback TEXT) WITHOUT ROWID",
     ),
+    ("CREATE TABLE records (identity TEXT PRIMARY KEY, description TEXT, record TEXT)",),
 )
 
 
@@ -68,10 +70,10 @@ _VERSIONS = (
 
 
 class Store:
-    """A file of finished blocks.
+    """A file of finished blocks and records.
 
     Args:
-        path: where it is. To write, it is made if it is not there.
+        path: where it is; a link leads to the same store. To write, it is made if it is not there.
         write: hold it, so that no other process writes. Otherwise it is read only.
         wait: how many seconds to wait for a process that holds it.
 
@@ -89,13 +91,17 @@ class Store:
     def __init__(
         self, path: str | os.PathLike[str], *, write: bool = False, wait: float = 0.0
     ) -> None:
-        self.path = Path(path)
-        self._lock: _Lock | None = None
         wait = check_number("wait", wait, minimum=0)
-        if not write and not self.path.is_file():
+        try:
+            self.path = Path(os.path.realpath(os.fspath(path)))
+            there = self.path.is_file()
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(f"store={shown(path)} must be the path of a file") from error
+        if not write and not there:
             raise InvalidArgument(
                 f"store={shown(str(path))} must be a store: there is no such file"
             )
+        self._lock: _Lock | None = None
         if write:
             self._lock = _Lock(self.path, wait)
         try:
@@ -243,7 +249,24 @@ class Store:
                 (cell.identity, first, kind, message, traceback),
             )
 
+    def add_record(self, description: Mapping[str, Any], record: Any) -> None:
+        """Keep plain data under all that decides it, which is plain data too."""
+        text, identity = _described(description)
+        with self._transaction() as connection:
+            row = identity, text, json.dumps(record)
+            connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", row)
+
     # -- what is read
+
+    def record(self, description: Mapping[str, Any]) -> Any:
+        """What was kept under this description; None if nothing was."""
+        text, identity = _described(description)
+        with self._faults():
+            asked = "SELECT description, record FROM records WHERE identity = ?"
+            found = self._connection.execute(asked, (identity,)).fetchone()
+            if found is not None and found[0] != text:
+                raise InvalidArgument("a record in it is of another study")
+            return None if found is None else json.loads(found[1])
 
     def grids(self) -> list[Grid]:
         """The grids that were asked for, the last one last."""
@@ -251,12 +274,12 @@ class Store:
             rows = self._connection.execute("SELECT grid FROM grids ORDER BY number").fetchall()
             return [Grid.from_plain(json.loads(text)) for (text,) in rows]
 
-    def have(self, *, heads: bool) -> dict[str, dict[tuple[int, int], Head]]:
-        """For every cell its blocks, by first and count; with what decides whether to go on."""
-        names = "average, average_deviation, final, final_deviation" if heads else ""
+    def have(self) -> dict[str, dict[tuple[int, int], Head]]:
+        """For every cell what decides of its blocks whether to go on, by first and count."""
+        names = "average, average_deviation, final, final_deviation"
         found: dict[str, dict[tuple[int, int], Head]] = {}
         with self._faults():
-            asked = f"SELECT identity, first, count{names and ', '}{names} FROM blocks"
+            asked = f"SELECT identity, first, count, {names} FROM blocks"
             for identity, first, count, *head in self._connection.execute(asked):
                 numbers = (math.nan if x is None else x for x in head)  # SQLite has no NaN
                 found.setdefault(identity, {})[first, count] = Head(count, *numbers)
@@ -286,7 +309,7 @@ class Store:
                     f"store={shown(str(self.path))} must hold a grid: it is empty"
                 )
             grid = found[-1]
-        have = self.have(heads=grid.relative_standard_error is not None)
+        have = self.have()
         with self._faults():
             asked = "SELECT DISTINCT identity FROM blocks WHERE diverged > 0"
             diverged = {identity for (identity,) in self._connection.execute(asked)}
@@ -311,6 +334,12 @@ class Store:
             heads = {block: head(b) for block, b in kept.items()}
             there = [kept[block] for block in needed(grid, heads)[0] if block in kept]
             return together(there) if there else None
+
+
+def _described(description: Mapping[str, Any]) -> tuple[str, str]:
+    """A description in one canonical way, and the identity that follows."""
+    text = json.dumps(description, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return text, hashlib.sha256(text.encode()).hexdigest()
 
 
 def _migrate(connection: sqlite3.Connection, version: int) -> None:
@@ -477,13 +506,11 @@ class Results:
         import pandas
 
         self._check_complete(incomplete)
-        rows = []
-        for row in self:
-            at = self.grid.coordinates(row.cell)
-            plain: dict[str, Any] = {n: v if _is_scalar(v) else label(v) for n, v in at.items()}
-            plain["status"] = row.status
-            plain |= _ends(row.summary)
-            rows.append(plain)
+        rows = [
+            {n: _simple(v) for n, v in self.grid.coordinates(row.cell).items()}
+            | {"status": row.status, **_ends(row.summary)}
+            for row in self
+        ]
         frame = pandas.DataFrame(rows)
         frame.attrs["complete"] = self.complete
         return frame
@@ -521,8 +548,8 @@ class Results:
             fields["step"] = (*axes, "record"), steps.reshape(*shape, records)
         coordinates: dict[str, Any] = {"quantile": list(QUANTILES)}
         for name, values in self.grid.axes.items():
-            scalars = all(_is_scalar(v) and v is not None for v in values)
-            coordinates[name] = list(values) if scalars else [label(v) for v in values]
+            texts = None in values  # which is no number among others
+            coordinates[name] = [label(v) if texts else _simple(v) for v in values]
         about = {"grid": json.dumps(self.grid.to_plain()), "complete": int(self.complete)}
         return xarray.Dataset(fields, coordinates, about).set_coords("step")
 
@@ -565,8 +592,6 @@ class Results:
             **at: a value for each of the other axes; one of them may be left out, and has a curve
                 for each of its values.
         """
-        from matplotlib.figure import Figure
-
         from mbsim import plots
 
         data = self.to_xarray(incomplete=incomplete)
@@ -580,20 +605,18 @@ class Results:
         lines = [axis for axis in self.grid.axes if axis != x and axis in data.dims]
         if len(lines) > 1:
             raise InvalidArgument(f"all but one of {', '.join(lines)} must be given a value")
-        with plots.style():
-            axes = ax if ax is not None else Figure().subplots()
-        values = data[lines[0]].to_numpy() if lines else [None]
-        for number, value_ in enumerate(values):
-            line = data.sel({lines[0]: value_}) if lines else data
-            mean, error = line[name].to_numpy(), 1.96 * line[f"{name}_error"].to_numpy()
-            text = f"{lines[0]} = {label(value_)}" if lines else None
-            interval = np.atleast_1d(mean - error), np.atleast_1d(mean + error)
-            places = np.atleast_1d(line[x].to_numpy())
-            plots.curve(axes, places, np.atleast_1d(mean), interval, number=number, label=text)
-        if lines:
-            axes.legend()
-        title = "" if self.complete else f" (not complete: {self._counted()})"
-        axes.set(xlabel=x, ylabel=name, title=title.strip())
+        with plots.on(ax) as axes:
+            for number, at_ in enumerate(data[lines[0]].to_numpy() if lines else [None]):
+                line = data.sel({lines[0]: at_}) if lines else data
+                names = (x, name, f"{name}_error")
+                places, mean, error = (np.atleast_1d(line[n].to_numpy()) for n in names)
+                ends = mean - 1.96 * error, mean + 1.96 * error
+                text = f"{lines[0]} = {label(at_)}" if lines else None
+                plots.curve(axes, places, mean, ends, number=number, label=text)
+            if lines:
+                axes.legend()
+            title = "" if self.complete else f"not complete: {self._counted()}"
+            axes.set(xlabel=x, ylabel=name, title=title)
         return axes
 
     def __str__(self) -> str:
@@ -622,8 +645,9 @@ class Results:
 _SHOWN = 100
 
 
-def _is_scalar(content: Any) -> bool:
-    return content is None or isinstance(content, (bool, int, float, str))
+def _simple(content: Any) -> Any:
+    """A value on an axis as a number or a text."""
+    return content if content is None or isinstance(content, (int, float, str)) else label(content)
 
 
 def _ends(summary: Summary | None) -> dict[str, Any]:

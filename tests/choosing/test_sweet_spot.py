@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mbsim.choosing.sweet_spot import CRITERIA
 from mbsim.choosing.tuning import step_size_for
 from mbsim.drifts.drift import drift
 from mbsim.errors import InvalidArgument
+from mbsim.sweeps import runner
 from mbsim.theory import bias_bound, sgd_bound, tuned_step_size
 
 
@@ -96,6 +98,37 @@ def test_simulations_are_those_of_simulate_and_ties_are_statistical():
     assert found == again
     other = mbsim.sweet_spot(made, **SETTINGS, by="simulation", replicates=32, rng=4)
     assert found.curve != other.curve
+
+
+def test_a_store_goes_on_and_stops_when_it_knows_enough(tmp_path, monkeypatch):
+    """Its means are those of simulate by the seed that is given, and near those without a store."""
+    monkeypatch.setattr(runner, "sweep", partial(runner.sweep, executor=runner.Here()))
+    made = problem(mbsim.noise.Gaussian(sigma=1.0), p=0.0)
+    settings = {**SETTINGS, "steps": 100}
+    how = {**settings, "by": "simulation", "rng": 3}
+    path = tmp_path / "runs.sqlite"
+    found = mbsim.sweet_spot(made, **how, store=path, replicates=32)
+    run = mbsim.simulate(made, mbsim.MicroBatchClipping(4), **settings, replicates=32, rng=3)
+    assert found.curve[4] == pytest.approx(run.mean("mean_grad_norm_sq"), rel=1e-12)
+    assert 16 in found.tied
+    assert 1 not in found.tied
+    apart = mbsim.sweet_spot(made, **how, replicates=32)
+    for b, (low, high) in found.intervals.items():
+        assert low < apart.curve[b] < high
+        assert low < found.curve[b] < high
+    drawn = []
+    draw = runner.draw
+    monkeypatch.setattr(runner, "draw", lambda *call: drawn.append(call) or draw(*call))
+    known = mbsim.sweet_spot(made, **how, store=path)
+    assert len(drawn) >= 5
+    for b, (low, high) in known.intervals.items():
+        assert high - low < 0.06 * known.curve[b]  # 1.96 % at 95 % is at most 2.6 % at 99 %
+    drawn.clear()
+    assert mbsim.sweet_spot(made, **how, store=path) == known
+    assert mbsim.sweet_spot(made, **how, store=path, replicates=32) == found
+    assert not drawn
+    wild = {**how, "step_size": 1e3, "store": path, "replicates": 4}
+    assert "4 of 4 replicates diverged" in mbsim.sweet_spot(made, **wild).why_not[1]
 
 
 def test_equal_sizes_are_tied_in_a_simulation():
@@ -344,6 +377,9 @@ def test_a_step_size_at_which_all_diverge_has_no_answer():
         ({"by": "simulation"}, "replicates must be given for by='simulation'"),
         ({"by": "simulation", "replicates": 4}, "rng must be given for by='simulation'"),
         ({"by": "simulation", "replicates": 1, "rng": 0}, "replicates=1 must be an integer of at"),
+        ({"by": "floor", "store": "x"}, "store='x' must be left out but for by='simulation'"),
+        ({"by": "simulation", "rng": 1, "store": "x", "step_size": "tuned"}, "store='x' must be"),
+        ({"by": "simulation", "rng": 1.5, "store": "x"}, "rng=1.5 must be"),
         ({"batch_size": 0}, "batch_size=0 must be an integer of at least 1"),
         ({"steps": 2.5}, "steps=2.5 must be an integer of at least 1"),
         ({"problem": "easy"}, "problem='easy' must be a mbsim.Problem"),

@@ -86,12 +86,26 @@ def test_the_same_seed_gives_the_same_verdict_and_the_same_pictures_byte_for_byt
         assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
 
 
-def test_the_number_of_workers_changes_no_byte(reproduced, tmp_path, monkeypatch):
-    """A few claims once more, with one worker; all had two."""
+def _broken(study):
+    raise ZeroDivisionError("no such number")
+
+
+BROKEN = Claim(name="broken", statement="It is so.", source="a test", run=_broken, seconds=0.0)
+
+
+def test_neither_workers_nor_a_store_nor_a_fault_change_a_byte(
+    reproduced, tmp_path, tmp_path_factory, monkeypatch
+):
+    """A few claims once more, with one worker, kept as they ended before a fault; all had two."""
     report, folder = reproduced
     few = {claim.name: claim for claim in (CLIPPING_AHEAD_EARLY, BIAS_STAYS, BIAS_NEEDS_SKEW)}
+    again = {"quick": True, "workers": 1, "store": tmp_path_factory.mktemp("kept") / "x.sqlite"}
+    monkeypatch.setattr("mbsim.study.report.CLAIMS", (*few.values(), BROKEN))
+    with pytest.raises(ZeroDivisionError):
+        reproduce(tmp_path, **again)
     monkeypatch.setattr("mbsim.study.report.CLAIMS", tuple(few.values()))
-    alone = reproduce(tmp_path, quick=True, workers=1)
+    monkeypatch.setattr("mbsim._shared.processes.Workers", None)  # nothing is left to be done
+    alone = reproduce(tmp_path, **again)
     chosen = replace(
         report,
         verdicts=tuple(verdict for verdict in report.verdicts if verdict.claim in few),
@@ -110,13 +124,8 @@ def test_the_number_of_workers_changes_no_byte(reproduced, tmp_path, monkeypatch
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
 
 
-def _broken(study):
-    raise ZeroDivisionError("no such number")
-
-
 def test_a_claim_that_raises_is_named_and_nothing_is_written(tmp_path, monkeypatch):
-    broken = Claim(name="broken", statement="It is so.", source="a test", run=_broken)
-    monkeypatch.setattr("mbsim.study.report.CLAIMS", (BIAS_STAYS, broken))
+    monkeypatch.setattr("mbsim.study.report.CLAIMS", (BIAS_STAYS, BROKEN))
     with pytest.raises(ZeroDivisionError, match="no such number") as caught:
         reproduce(tmp_path, quick=True, workers=2)
     assert caught.value.__notes__ == ["(in broken)"]

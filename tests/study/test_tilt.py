@@ -1,7 +1,7 @@
 """Tilt on real tables: what is measured, and the whole study begun again."""
 
-import json
 import math
+import sqlite3
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from mbsim.gradients import training
 from mbsim.study import tables, tilted_tables
 from mbsim.study.claim import Study
 from mbsim.study.tilted_tables import Setting, predicted, settled
+from mbsim.sweeps.store import Store
 
 SHORT = Setting("wine", "25 % wrong labels", steps=60, sizes=(1, 64))
 
@@ -60,14 +61,22 @@ def short(monkeypatch):
     monkeypatch.setattr(tilted_tables, "RULES", dict(list(tilted_tables.RULES.items())[:2]))
 
 
+def change(path, statement):
+    with sqlite3.connect(path) as connection:
+        assert connection.execute(statement).rowcount == 1
+    connection.close()
+
+
 def test_the_whole_study_is_begun_again_where_it_was_cut_off(tmp_path, short, monkeypatch):
     names = ["wine", "heart"]
     first = tilted_tables.whole(tmp_path, only=names)
     assert {"tilt-on-real-data", "sweet-spot-on-real-data", "stall"} < set(first)
     assert sum(name.startswith("control of ") for name in first) == 5
     assert (tmp_path / "tilt_whole.png").read_bytes()[:4] == b"\x89PNG"
-    files = sorted(tmp_path.glob("*.json"))
-    files[0].unlink()
+    path = tmp_path / "study.sqlite"
+    with Store(path) as store:
+        assert store.record({}) is None
+    change(path, "DELETE FROM records WHERE rowid = 1")
     done = []
     whole = tilted_tables.settled
     monkeypatch.setattr(
@@ -76,9 +85,7 @@ def test_the_whole_study_is_begun_again_where_it_was_cut_off(tmp_path, short, mo
     again = tilted_tables.whole(tmp_path, only=names)
     assert len(done) == 1
     assert {k: v.to_dict() for k, v in again.items()} == {k: v.to_dict() for k, v in first.items()}
-    content = json.loads(files[1].read_text("utf-8"))
-    content["setting"][3] = 31
-    files[1].write_text(json.dumps(content), "utf-8")
+    change(path, "UPDATE records SET description = '{}' WHERE rowid = 2")
     with pytest.raises(mbsim.InvalidArgument, match="is of another study") as caught:
         tilted_tables.whole(tmp_path, only=names)
     assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 """Small grids; and, as a process, ``kills FOLDER MODE KILLS`` and ``dask STORE KILL``."""
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -8,6 +9,7 @@ import random
 import signal
 import sqlite3
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -68,7 +70,20 @@ class Faulty(runner.Workers):
 
 # ------------------------------------------------------------------------- in a process of its own
 
-IN_TRANSACTION, IN_BLOCK = 0, 1
+# What a sweep says of itself: how many transactions and blocks it is in, and then how many it has
+# entered so far.
+TRANSACTION, BLOCK = 0, 1
+lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def marking(marks, which):
+    with lock:
+        marks[which] += 1
+        marks[2 + which] += 1
+    yield
+    with lock:
+        marks[which] -= 1
 
 
 class Marked(ThreadPoolExecutor):
@@ -80,11 +95,8 @@ class Marked(ThreadPoolExecutor):
 
     def submit(self, function, /, *arguments):
         def call():
-            self.marks[IN_BLOCK] += 1  # a byte is changed under the lock of the interpreter
-            try:
+            with marking(self.marks, BLOCK):
                 return function(*arguments)
-            finally:
-                self.marks[IN_BLOCK] -= 1
 
         return super().submit(call)
 
@@ -93,40 +105,32 @@ def swept(path, mode, marks):
     """A sweep that says where it is."""
     inside = Store._transaction
 
+    @contextlib.contextmanager
     def marked(self):
-        context = inside(self)
+        with marking(marks, TRANSACTION), inside(self) as connection:
+            yield connection
+            time.sleep(0.003)  # or hardly any kill would land here
 
-        class Context:
-            def __enter__(self):
-                marks[IN_TRANSACTION] = 1
-                return context.__enter__()
-
-            def __exit__(self, *error):
-                time.sleep(0.001)  # or hardly any kill would land here
-                try:
-                    return context.__exit__(*error)
-                finally:
-                    marks[IN_TRANSACTION] = 0
-
-        return Context()
-
-    Store._transaction = marked
     executor = Marked(marks) if mode == "threads" else None
     with Store(path, write=True) as store:
-        for event in runner.events(SMALL, store, executor=executor, workers=2):
-            if mode == "processes":
-                marks[IN_BLOCK] = bool(event.active) and event.kind != "begun"
+        happening = runner.events(SMALL, store, executor=executor, workers=2)
+        assert next(happening).kind == "begun"
+        Store._transaction = marked
+        for event in happening:
+            if mode == "processes" and event.kind == "block":
+                marks[BLOCK] = len(event.active)
+                marks[2 + BLOCK] += 1
 
 
-def killed(path, mode, after):
-    """Kill a sweep after so many seconds of drawing; where it was."""
-    marks = mmap.mmap(-1, 2)
+def killed(path, mode, which, entered, after):
+    """Kill a sweep so many seconds after it has entered so many blocks or transactions."""
+    marks = mmap.mmap(-1, 4)
     child = os.fork()
     if not child:
         swept(path, mode, marks)
         os._exit(0)
-    while not marks[IN_BLOCK] and not os.waitpid(child, os.WNOHANG)[0]:
-        time.sleep(0.0005)
+    while marks[2 + which] < entered and not os.waitpid(child, os.WNOHANG)[0]:
+        time.sleep(0.0002)
     time.sleep(after)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -135,19 +139,17 @@ def killed(path, mode, after):
 
 def main(folder, mode, kills):
     folder, chance = Path(folder), random.Random(15)
-    runner.sweep(SMALL, folder / "whole.sqlite", executor=runner.Here())  # and all is compiled
-    began = time.monotonic()
-    runner.sweep(SMALL, folder / "again.sqlite", executor=runner.Here())
-    lasts, expected = time.monotonic() - began, contents(folder / "whole.sqlite")
-    assert contents(folder / "again.sqlite") == expected
-    found = []
+    whole = folder / "whole.sqlite"
+    runner.sweep(SMALL, whole, executor=runner.Here())  # and all is compiled
+    expected, found = contents(whole), []
     for number in range(int(kills)):
         path = folder / f"{number}.sqlite"
-        marks = killed(path, mode, chance.uniform(0, lasts))
+        entered, after = chance.randrange(1, len(SMALL)), chance.uniform(0, 0.003)
+        marks = killed(path, mode, number % 2, entered, after)
         with Store(path, write=True) as store:
-            before = sum(map(len, store.have(heads=False).values()))
+            before = sum(map(len, store.have().values()))
         runner.sweep(SMALL, path, executor=runner.Here())
-        found.append((marks[IN_TRANSACTION], marks[IN_BLOCK] > 0, before))
+        found.append((marks[TRANSACTION] > 0, marks[BLOCK] > 0, before))
         assert contents(path) == expected, f"kill {number}: {found[-1]}"
     print(json.dumps(found))
 

@@ -172,6 +172,8 @@ CHANGES = {
     "both": ("replicates = 256", "replicates = 256\nrelative_standard_error = 0.1"),
     "cap alone": ("replicates = 256", "replicates = 256\ncap = 1000"),
     "no replicates": ("replicates = 256", "replicates = 0"),
+    "replicates without end": ("replicates = 256", f"replicates = {10**15}"),
+    "a cap without end": ("replicates = 256", f"relative_standard_error = 0.1\ncap = {10**15}"),
     "negative seed": ("seed = 0", "seed = -1"),
     "huge seed": ("seed = 0", f"seed = {10**40}"),
     "problem is no table": ("[problem]\n", "problem = 3\n[other]\n"),

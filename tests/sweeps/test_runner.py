@@ -28,7 +28,7 @@ from mbsim.sweeps.grid import BLOCK, Grid
 from mbsim.sweeps.runner import Event, Here, events, sweep, watched
 from mbsim.sweeps.store import Store
 
-# How many sweeps are killed: 100 for the whole test, which takes some minutes.
+# How many sweeps are killed in each way; with MBSIM_KILLS=100 a hundred, which takes some minutes.
 KILLS = int(os.environ.get("MBSIM_KILLS", "0"))
 
 
@@ -110,7 +110,7 @@ def script(*arguments, timeout=120):
 
 
 def test_a_sweep_whose_process_was_killed_goes_on_to_the_same_bits(tmp_path):
-    found = script("kills", tmp_path, "threads", KILLS or 25, timeout=3000)
+    found = script("kills", tmp_path, "threads", KILLS or 12, timeout=3000)
     in_transaction, in_block, before = zip(*found, strict=True)
     assert sum(in_transaction) >= 1
     assert sum(in_block) >= 5
@@ -122,7 +122,7 @@ def test_so_does_one_that_had_processes(tmp_path):
     assert sum(in_block for _, in_block, _ in found) >= 1
 
 
-@pytest.mark.parametrize("number", range(KILLS or 2))
+@pytest.mark.parametrize("number", range(KILLS or 1))
 def test_a_worker_that_was_killed_loses_nothing(expected, path, number):
     chance = random.Random(number)
     when, kinds = chance.randrange(38), []
@@ -169,7 +169,7 @@ def test_a_cell_that_raises_is_recorded_and_tried_again(path):
 def test_a_sweep_stops_at_a_failure_if_asked(path):
     found = sweep(BAD, path, executor=Here(), keep_going=False)
     assert found.counts == {"done": 1, "failed": 1, "missing": 1}
-    found = sweep(BAD, path, workers=2, keep_going=False)
+    found = sweep(BAD, path, workers=1, keep_going=False)
     assert found.counts["failed"] == 1
 
 
@@ -192,13 +192,29 @@ def test_a_cell_that_diverges_is_recorded_and_counts_as_failed(path):
 
 def test_a_cell_whose_process_dies_is_found_and_recorded(path, monkeypatch):
     monkeypatch.setattr(runner, "Workers", sweeping.Faulty)
-    found = sweep(FEW, path, workers=2)
+    found = sweep(FEW, path, workers=1)
     assert found.counts == {"done": 2, "failed": 1}
     (failed,) = (row for row in found if row.status == "failed")
     assert found.grid.coordinates(failed.cell) == {"micro_batch_size": 4}
     assert failed.failure[0] == "killed"
     monkeypatch.undo()
-    assert sweep(FEW, path, workers=1).counts == {"done": 3}
+    assert sweep(FEW, path, executor=Here()).counts == {"done": 3}
+
+
+def test_a_cell_that_takes_too_much_memory_is_recorded(path, monkeypatch):
+    draw = runner.simulate
+
+    def fails(*arguments, method, **settings):
+        if method.micro_batch_size == 4:
+            raise MemoryError("no room")
+        return draw(*arguments, method=method, **settings)
+
+    runner._ready()
+    monkeypatch.setattr(runner, "simulate", fails)
+    found = sweep(FEW, path, executor=Here())
+    assert found.counts == {"done": 2, "failed": 1}
+    (failed,) = (row for row in found if row.failure)
+    assert failed.failure[:2] == ("memory", "MemoryError: no room")
 
 
 def test_a_cell_that_takes_too_long_is_given_up(path):
@@ -225,7 +241,7 @@ def test_an_executor_that_breaks_ends_the_sweep_and_keeps_what_had_finished(path
     with pytest.raises(InvalidArgument, match="must last, and broke"):
         sweep(FEW, path, executor=Breaks())
     with Store(path) as store:
-        assert sum(map(len, store.have(heads=False).values())) == 2
+        assert sum(map(len, store.have().values())) == 2
 
 
 @pytest.mark.parametrize(
@@ -255,7 +271,7 @@ def test_a_cell_stops_when_it_knows_enough_whoever_draws(tmp_path):
         assert max(relative) < 0.005
         assert summary.replicates % BLOCK == 0
     assert len({row.summary.replicates for row in found}) > 1
-    sweep(grid, tmp_path / "two.sqlite", workers=3)
+    sweep(grid, tmp_path / "two.sqlite", workers=2)
     assert sweeping.contents(tmp_path / "one.sqlite") == sweeping.contents(tmp_path / "two.sqlite")
 
 
@@ -362,6 +378,11 @@ step_size = [0.05]
 """
 
 
+def without_progress(err):
+    """What a command says besides lines of progress, which come where a machine is busy."""
+    return "".join(x for x in err.splitlines(keepends=True) if not x.endswith(" left\n"))
+
+
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
     def call(*options, sizes=(1, 4), steps=20, replicates=30):
@@ -372,7 +393,7 @@ def command(monkeypatch, capsys, tmp_path):
         with pytest.raises(SystemExit) as stop:
             cli.main()
         out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
+        return stop.value.code or 0, out, without_progress(err)
 
     return call
 
@@ -411,7 +432,7 @@ def test_the_command_exits_1_if_a_cell_failed_and_2_for_bad_input(command, tmp_p
 
 
 def test_ctrl_c_stops_within_two_seconds_and_keeps_what_has_finished(tmp_path):
-    text = TOML.format(sizes=[1, 2, 4, 8, 16], steps=5_000, replicates=5000)
+    text = TOML.format(sizes=[1, 2, 4, 8, 16], steps=1000, replicates=50_000)
     (tmp_path / "grid.toml").write_text(text)
     store = tmp_path / "results.sqlite"
     with subprocess.Popen(
@@ -427,7 +448,8 @@ def test_ctrl_c_stops_within_two_seconds_and_keeps_what_has_finished(tmp_path):
         assert time.monotonic() - since < 2
     assert process.returncode == 130
     assert re.fullmatch(
-        r"mbsim: interrupted; \d of 5 cells are done; the same sweep goes on from there\n", err
+        r"mbsim: interrupted; \d of 5 cells are done; the same sweep goes on from there\n",
+        without_progress(err),
     )
     assert blocks_in(store) >= 3
     assert is_gone(process.pid)

@@ -131,6 +131,29 @@ def test_a_second_writer_is_told_who_is_there_or_waits(tmp_path):
     assert [*tmp_path.iterdir()] == [path]
 
 
+def test_a_link_leads_to_the_same_store(tmp_path):
+    with Store(tmp_path / "results.sqlite", write=True):
+        (tmp_path / "link").symlink_to("results.sqlite")
+        with pytest.raises(InvalidArgument, match=f"is held by process {os.getpid()} on"):
+            Store(tmp_path / "link", write=True)
+
+
+@pytest.mark.parametrize("path", [None, 3, "x\0y", b"x"])
+def test_what_is_no_path_is_refused(path):
+    for write in (False, True):
+        with pytest.raises(InvalidArgument, match=r"^store="):
+            Store(path, write=write)
+
+
+def test_a_record_is_known_by_all_that_decides_it(tmp_path):
+    with Store(tmp_path / "x.sqlite", write=True) as store:
+        store.add_record({"b": [1], "a": 2.0}, {"x": [math.inf, None]})
+        store.add_record({"a": 2.0}, "other")
+    with Store(tmp_path / "x.sqlite") as store:
+        assert store.record({"a": 2.0, "b": [1]}) == {"x": [math.inf, None]}
+        assert store.record({"a": 2.0, "b": [2]}) is None
+
+
 def test_another_process_is_told_too_and_one_that_was_killed_holds_nothing(tmp_path):
     path = str(tmp_path / "results.sqlite")
     code = f"from mbsim.sweeps.store import Store\nStore({path!r}, write=True)\n"
@@ -148,14 +171,15 @@ def test_another_process_is_told_too_and_one_that_was_killed_holds_nothing(tmp_p
 def of_version(path, version):
     """Take a store back to what an older mbsim wrote."""
     with sqlite3.connect(path) as connection:
-        assert version == 1
-        connection.execute("DROP TABLE failures")
-        connection.execute("PRAGMA user_version = 1")
+        for table in ("failures", "records")[version - 1 :]:
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
 
 
-def test_an_older_store_is_migrated_and_a_newer_refused(whole, copy):
-    of_version(copy, 1)
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_store_is_migrated_and_a_newer_refused(whole, copy, version):
+    of_version(copy, version)
     before = copy.read_bytes()
     with Store(copy) as store:  # as it would be
         assert store.results().complete
@@ -164,11 +188,11 @@ def test_an_older_store_is_migrated_and_a_newer_refused(whole, copy):
     assert sweeping.contents(copy) == sweeping.contents(whole)
 
     with sqlite3.connect(copy) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute("PRAGMA user_version = 4")
     connection.close()
     before = copy.read_bytes()
     for write in (False, True):
-        with pytest.raises(InvalidArgument, match="version 3, and this mbsim knows up to 2"):
+        with pytest.raises(InvalidArgument, match="version 4, and this mbsim knows up to 3"):
             Store(copy, write=write)
     assert copy.read_bytes() == before
 
@@ -264,7 +288,7 @@ def test_a_full_disk_ends_a_sweep_and_loses_nothing(whole, tmp_path):
         with pytest.raises(InvalidArgument, match="full"):
             list(runner.events(FEW, store, executor=runner.Here()))
     with Store(path) as store:
-        there = sum(map(len, store.have(heads=False).values()))
+        there = sum(map(len, store.have().values()))
         assert 0 < there < 6
         assert not store.results().complete
     runner.sweep(FEW, path, executor=runner.Here())
@@ -324,7 +348,7 @@ def test_what_is_not_complete_says_so_everywhere(partial, tmp_path):
     from matplotlib.figure import Figure
 
     axes = partial.plot("micro_batch_size", ax=Figure().subplots(), incomplete=True)
-    assert "not complete" in axes.get_title()
+    assert "not complete" in axes.get_title(loc="left")
 
 
 def test_results_as_arrays_tables_and_files(whole, tmp_path):
