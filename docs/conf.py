@@ -43,6 +43,7 @@ html_css_files = ["site.css"]
 html_extra_path = ["../mbsim/study/explorer.html", "../figures/report.html"]
 html_context = {"default_mode": "light"}
 html_show_sourcelink = False
+html_show_search_summary = False  # it would fetch pages, which a site in a folder cannot
 html_copy_source = False
 html_theme_options = {"secondary_sidebar_items": ["page-toc"], "show_prev_next": False}
 html_sidebars = {"index": [], "notebooks/10_gallery": []}
