@@ -135,14 +135,12 @@ class Report:
 
     def __str__(self) -> str:
         rows, claims = self.rows(), len(self.verdicts)
-        controls = [(name.removeprefix("control of "), *more) for name, *more in rows[claims:]]
-        return "\n".join(
-            [
-                *tables.as_text([_HEAD, *rows[:claims]], most=(22, 14), width=80),
-                "\nNegative controls: without what it rests on, no claim must be supported",
-                *tables.as_text([_HEAD, *controls], most=(22, 14), width=80),
-            ]
+        claimed, controls = (
+            tables.as_text([_HEAD, *part], most=(34, 14), width=80)
+            for part in (rows[:claims], rows[claims:])
         )
+        told = "\nNegative controls: without what it rests on, no claim must be supported"
+        return "\n".join([*claimed, told, *controls])
 
     __repr__ = __str__
 

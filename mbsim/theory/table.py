@@ -88,8 +88,8 @@ class Table:
         >>> table = table1()
         >>> text = table.in_numbers(table.evaluate(Δ=1, L=1, eta=0.1, T=1000, sigma=1, B=64))
         >>> print(*text.splitlines()[:2], sep=chr(10))
-        method                        bound   tuned η       tuned  order      bias
-        SGD without draggers      0.0215625  0.357771  0.0111803   1/sqrt(T)  0
+        method                        bound   tuned η      tuned  order      bias
+        SGD without draggers      0.0215625  0.357771  0.0111803  1/sqrt(T)     0
         """
         head = ("method", "bound", "tuned η", "tuned", "order", "bias")
         cells = [head]
