@@ -194,6 +194,43 @@ def test_the_page_shows_the_table_that_is_stored():
     assert shown == worth.as_markdown(rows)
     assert {row["table"] for row in rows} == {*worth.TABLES}
 
+    def losses(kind, model, what):
+        found = {}
+        for row in rows:
+            if (row["contamination"], row["model"]) == (kind, model):
+                found.setdefault(row["table"], {})[row["way"]] = float(row[what])
+        return found
+
+    def best(ways):
+        return min(pruning.SIZES, key=lambda b: ways[worth._way(b)])
+
+    names = {
+        "clean": "none",
+        "outlying inputs": "10 % outlying inputs",
+        "canaries": "10 % canaries",
+    }
+    for kind in tables.CONTAMINATIONS:
+        loss, right = (losses(kind, "softmax", what) for what in ("loss", "accuracy"))
+        sizes = {table: best(ways) for table, ways in loss.items()}
+        over = [ways["SGD"] / ways[worth._way(sizes[table])] for table, ways in loss.items()]
+        up = [100 * (w[worth._way(sizes[t])] - w["SGD"]) for t, w in right.items()]
+        geometric = 2 ** np.log2([*sizes.values()]).mean()
+        assert (
+            f"| {names.get(kind, kind)} | {np.median([*sizes.values()]):g} ({geometric:.2g}) | "
+            f"{np.median(over):.2f} ({max(over):.2f}) | {np.median(up):+.1f} |"
+        ).replace("+0.0", "0.0") in page
+    said = []
+    for model in ("tanh network", "tanh network, Adam"):
+        for what in ("loss", "end_loss"):
+            for kind in (TENTH, QUARTER):
+                found = losses(kind, model, what).values()
+                said.append(np.median([w["SGD"] / w[worth._way(best(w))] for w in found]))
+    sgd, ends, adam, its_ends = (
+        f"{a:.2f} and {b:.2f}" for a, b in zip(*[iter(said)] * 2, strict=True)
+    )
+    assert f"SGD's loss is {sgd} times that of the best b ({ends} without early" in page
+    assert f"{adam} times ({its_ends})" in page
+
 
 @pytest.fixture
 def small(short, monkeypatch):
