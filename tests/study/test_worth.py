@@ -178,6 +178,12 @@ def test_the_share_is_that_of_mean_losses_and_undefined_within_noise():
     assert worth._share([one], "smallest norm, b = 4") is None
 
 
+def test_ways_are_drawn_where_no_share_is_defined():
+    none = {kind: [] for kind in worth.NOISY} | {CLEAN: [0.1]}
+    details = {"": {"ways": {"one": none, "other": {**none, TENTH: [0.5]}}}}
+    assert set(worth.PRUNING_SHARE.pictures(details)) == {"oracle_share.png", "oracle_share.svg"}
+
+
 def test_the_part_has_enough_tables():
     assert len({*worth.TABLES} & {*tables.tables()}) == len(worth.TABLES) >= 17
     assert {*worth._PART} | {*worth._NETWORKS} <= {*worth.TABLES}
