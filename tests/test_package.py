@@ -270,15 +270,15 @@ def test_public_names_show_an_example(name):
 # ------------------------------------------------------------------------- documents
 
 
-@pytest.mark.parametrize(
-    "page", ["extending.md", "strategies.md", "training.md"]
-)  # use.md: test_use.py
-def test_pages_with_code_run(page, tmp_path, monkeypatch):
+@pytest.mark.parametrize(  # use.md: test_use.py
+    ("page", "least"), [("extending.md", 5), ("strategies.md", 5), ("training.md", 1)]
+)
+def test_pages_with_code_run(page, least, tmp_path, monkeypatch):
     """Their code blocks, top to bottom, in one namespace."""
     monkeypatch.chdir(tmp_path)
     text = (DOCS / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
-    assert len(blocks) >= 5
+    assert len(blocks) >= least
     namespace = {}
     for number, block in enumerate(blocks):
         exec(compile(block, f"{page}, block {number}", "exec"), namespace)

@@ -370,7 +370,7 @@ def _draw_shares(figure: Figure, details: Details) -> None:
     Where there are many, a rule has the row of its best b, and the smallest norm those fixed.
     """
     ways = details[""]["ways"]
-    value = {way: np.median(found[TENTH] + found[QUARTER]) for way, found in ways.items()}
+    value = {way: np.median(found[TENTH] + found[QUARTER] or [0.0]) for way, found in ways.items()}
     rows = sorted(value, key=lambda way: value[way])
     if len(rows) > 12:
         best = {way.split(", b")[0]: way for way in rows}.values()
@@ -380,7 +380,8 @@ def _draw_shares(figure: Figure, details: Details) -> None:
     places = np.arange(len(rows))
     for number, noise in enumerate(NOISY):
         for place, way in zip(places, rows, strict=True):
-            low, middle, high = np.quantile(ways[way][noise], [0.25, 0.5, 0.75])
+            some = ways[way][noise] or [np.nan]
+            low, middle, high = np.quantile(some, [0.25, 0.5, 0.75])
             left.plot([low, high], [place + 0.15 - 0.3 * number] * 2, color=plots.COLOURS[number],
                       alpha=0.4, linewidth=2)  # fmt: skip
             left.plot(middle, place + 0.15 - 0.3 * number, "os"[number], markersize=5,

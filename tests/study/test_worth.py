@@ -178,6 +178,12 @@ def test_the_share_is_that_of_mean_losses_and_undefined_within_noise():
     assert worth._share([one], "smallest norm, b = 4") is None
 
 
+def test_ways_are_drawn_where_no_share_is_defined():
+    none = {kind: [] for kind in worth.NOISY} | {CLEAN: [0.1]}
+    details = {"": {"ways": {"one": none, "other": {**none, TENTH: [0.5]}}}}
+    assert set(worth.PRUNING_SHARE.pictures(details)) == {"oracle_share.png", "oracle_share.svg"}
+
+
 def test_the_part_has_enough_tables():
     assert len({*worth.TABLES} & {*tables.tables()}) == len(worth.TABLES) >= 17
     assert {*worth._PART} | {*worth._NETWORKS} <= {*worth.TABLES}
@@ -193,6 +199,43 @@ def test_the_page_shows_the_table_that_is_stored():
     rows = worth.stored_table()
     assert shown == worth.as_markdown(rows)
     assert {row["table"] for row in rows} == {*worth.TABLES}
+
+    def losses(kind, model, what):
+        found = {}
+        for row in rows:
+            if (row["contamination"], row["model"]) == (kind, model):
+                found.setdefault(row["table"], {})[row["way"]] = float(row[what])
+        return found
+
+    def best(ways):
+        return min(pruning.SIZES, key=lambda b: ways[worth._way(b)])
+
+    names = {
+        "clean": "none",
+        "outlying inputs": "10 % outlying inputs",
+        "canaries": "10 % canaries",
+    }
+    for kind in tables.CONTAMINATIONS:
+        loss, right = (losses(kind, "softmax", what) for what in ("loss", "accuracy"))
+        sizes = {table: best(ways) for table, ways in loss.items()}
+        over = [ways["SGD"] / ways[worth._way(sizes[table])] for table, ways in loss.items()]
+        up = [100 * (w[worth._way(sizes[t])] - w["SGD"]) for t, w in right.items()]
+        geometric = 2 ** np.log2([*sizes.values()]).mean()
+        assert (
+            f"| {names.get(kind, kind)} | {np.median([*sizes.values()]):g} ({geometric:.2g}) | "
+            f"{np.median(over):.2f} ({max(over):.2f}) | {np.median(up):+.1f} |"
+        ).replace("+0.0", "0.0") in page
+    said = []
+    for model in ("tanh network", "tanh network, Adam"):
+        for what in ("loss", "end_loss"):
+            for kind in (TENTH, QUARTER):
+                found = losses(kind, model, what).values()
+                said.append(np.median([w["SGD"] / w[worth._way(best(w))] for w in found]))
+    sgd, ends, adam, its_ends = (
+        f"{a:.2f} and {b:.2f}" for a, b in zip(*[iter(said)] * 2, strict=True)
+    )
+    assert f"SGD's loss is {sgd} times that of the best b ({ends} without early" in page
+    assert f"{adam} times ({its_ends})" in page
 
 
 @pytest.fixture
