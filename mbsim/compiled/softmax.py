@@ -113,7 +113,7 @@ def look(inner, outer, labels, size, inputs, between, signals, norms, losses):
 
 @compiled(void(int64, _TABLE, _TABLE, _TABLE, REALS, _TABLE, _TABLE))
 def gather(size, inputs, between, signals, scales, inner, outer):
-    """Fill the update of both layers: Σ_j `scales`_j Σ_{i in j} s_i v_iᵀ."""
+    """Fill the update of both layers: Σ_j c_j Σ_{i in j} s_i v_iᵀ, where c is `scales`."""
     inner[:], outer[:] = 0.0, 0.0
     for j in range(scales.size):
         first, stop = j * size, min(len(signals), (j + 1) * size)

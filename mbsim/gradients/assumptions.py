@@ -223,19 +223,21 @@ class DraggerCheck:
     def _rows(self) -> Iterator[tuple[str, str, str, str]]:
         for one in self.measured:
             apart = "told apart" if one.told_apart else "as the null"
-            yield one.what, str(one.interval), str(one.null), apart
+            yield one.what, _short(one.interval), _short(one.null), apart
         for b, (found, law) in self.norm_ratios.items():
-            yield f"norm ratio c({b}) of micro-batches of {b}", str(found), f"law {law:.4g}", ""
+            yield f"norm ratio c({b})", _short(found), f"law {law:.4g}", ""
 
     @property
     def _title(self) -> str:
         how = "told by their lengths" if self.guessed else "by the mask"
         which = f"{self.draggers} draggers among {self.examples} examples ({how})"
-        return f"{which}: p = {self.probability}"
+        sure = f"{100 * (1 - self.probability.false_positive_rate):.10g} %"
+        return f"{which}: p = {_short(self.probability)} (± half of the {sure} interval)"
 
     def __str__(self) -> str:
         rows = [("", "measured", "null", ""), *self._rows()]
-        return "\n".join([self._title, *(f"  {row}" for row in tables.as_text(rows))])
+        lines = tables.as_text(rows, most=(36,))
+        return "\n".join([*textwrap.wrap(self._title, 80), *(f"  {line}" for line in lines)])
 
     __repr__ = __str__
 
@@ -305,11 +307,12 @@ class AlongTraining:
             if isinstance(one, Refusal):
                 yield (str(number), str(one), *[""] * (len(_MOVES) - 1))
             else:
-                yield (str(number), *(str(self[name][number - 1]) for name in _MOVES))
+                found = (self[name][number - 1] for name in _MOVES)
+                yield (str(number), *(_short(x) for x in found if isinstance(x, Interval)))
 
     def __str__(self) -> str:
         rows = [_ALONG, *self._rows()]
-        title = "Draggers along training, with intervals over examples"
+        title = "Draggers along training, ± half of the interval over examples"
         return "\n".join([title, *(f"  {row}" for row in tables.as_text(rows, align=">"))])
 
     __repr__ = __str__
@@ -627,6 +630,11 @@ def _two_groups(lengths: Array) -> Flags | None:
     share = densities()
     found[lengths > 0] = (share[:, longer] > share[:, 1 - longer]) & (x > centre[1 - longer])
     return found if 2 <= found.sum() <= found.size - 2 else None
+
+
+def _short(interval: Interval) -> str:
+    """An interval that is as wide on both sides, in few columns."""
+    return f"{interval.estimate:.3g} ± {(interval.high - interval.low) / 2:.2g}"
 
 
 def _plain(interval: Interval) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def test_the_message_names_what_is_wrong(saved, monkeypatch):
 
 
 BAD_PLAIN = {
-    "batch_size": ["x", 0, -1, 2.0, True, None, 10**30, [6]],
+    "batch_size": ["x", 0, -1, 2.5, True, None, 10**30, [6]],
     "step_size": ["x", 0, -0.1, None, [0.1], 10**400, True],
     "engine": ["auto", "fast", 3, None, ["exact_law"]],
     "seed": [5, None, [5], [5, 3], [5, [-1]], [5, [0.5]], [-5, []], ["5", []], [True, []],
@@ -255,7 +255,7 @@ def test_wrong_settings_are_refused(saved, name):
         {"noise": {"mbsim": "Gaussian", "sigma": True}},
         {"noise": {"mbsim": "Gaussian", "sigma": 1.0, "df": 3.0}},
         {"draggers": None},
-        {"benign_dim": 4.0},
+        {"benign_dim": 4.5},
         {"benign_dim": 9},
         {"start": [0.0] * 7},
         {"start": [1.0] * 7 + [None]},

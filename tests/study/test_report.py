@@ -5,6 +5,7 @@ import pickle
 import struct
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 
@@ -53,6 +54,7 @@ def test_figures_are_pictures_and_the_report_is_json(reproduced):
     report, folder = reproduced
     names = {"floor", "trajectories", "sgd_rate", "horizon", "best_b", "oracle_share", "bounds"}
     names |= {"interior", "regret", "advisers", "tilt", "tilt_tables", "domains", "helpfulness"}
+    names |= {"draggers", "norm_ratio", *(("memory",) if find_spec("torch") else ())}
     assert {p.name for p in folder.iterdir()} == {
         *(f"{name}.png" for name in names),
         *(f"{name}.svg" for name in names),

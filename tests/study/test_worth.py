@@ -2,6 +2,7 @@
 
 import csv
 import math
+import sqlite3
 import zlib
 from pathlib import Path
 
@@ -261,7 +262,8 @@ def test_the_whole_study_is_begun_again_where_it_was_interrupted(tmp_path, small
     monkeypatch.setattr(worth, "measured", counted)
     with pytest.raises(KeyboardInterrupt):
         worth.whole(tmp_path / "cut", **small)
-    assert len(list((tmp_path / "cut").glob("*.json"))) == 5
+    with sqlite3.connect(tmp_path / "cut" / "study.sqlite") as connection:
+        assert connection.execute("SELECT count(*) FROM records").fetchone() == (5,)
     done.clear()
     monkeypatch.setattr(worth, "measured", lambda *args: counted(*args, most=math.inf))
     again = worth.whole(tmp_path / "cut", **small)

@@ -414,7 +414,7 @@ def test_the_command_exits_1_if_a_cell_failed_and_2_for_bad_input(command, tmp_p
     code, out, _ = command("--workers", "1", sizes=(1, 3, 8))
     assert code == 1
     assert "NOT COMPLETE: 2 done, 1 failed" in out
-    assert "micro_batch_size=3 must divide batch_size=16" in out
+    assert "micro_batch_size=3 must divide batch_size=16" in " ".join(out.split())
     code, out, _ = command("--workers", "1", "--fail-fast", "--json", sizes=(3, 2))
     assert code == 1
     assert json.loads(out)["counts"] == {"failed": 1, "missing": 1}
