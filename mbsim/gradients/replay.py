@@ -23,7 +23,6 @@ Source: the theory page, section 11.
 from __future__ import annotations
 
 import itertools
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -32,16 +31,14 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
-from mbsim._shared import records
 from mbsim._shared.arrays import one_blas_thread
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence, stream
-from mbsim._shared.version import __version__
 from mbsim.clipping import Rule
 from mbsim.errors import check_integer, check_number
 from mbsim.gradients.measured import MeasuredProblem
 from mbsim.methods import Method
-from mbsim.simulation.run import DIVERGED, Run
+from mbsim.simulation.run import DIVERGED, Run, made, recorded_steps
 
 __all__ = ["Together", "replay"]
 
@@ -96,7 +93,7 @@ def replay(
     last = check_integer("steps", steps, minimum=1)
     count = check_integer("replicates", replicates, minimum=1)
     every = check_integer("record_every", record_every, minimum=1)
-    recorded = np.unique(np.append(np.arange(0, last + 1, every), last))
+    recorded = recorded_steps(last, every)
     seed = seed_sequence(rng)
     lanes = range(-(-count // _LANE))
     found = []
@@ -104,26 +101,16 @@ def replay(
         for lane in lanes:
             one = _Lane(measured, method, batch_size, eta, stream(seed, lane))
             found.append(one.run(recorded, lambda t, lane=lane: bar.update(lane * last + t)))
-    joined = {name: np.concatenate([one[name] for one in found])[:count] for name in found[0]}
+    joined: dict[str, Any] = {
+        name: np.concatenate([one[name] for one in found])[:count] for name in found[0]
+    }
     return Run(
         problem=None,
-        method=method,
-        batch_size=int(batch_size),
-        step_size=eta,
         engine="gram",
-        seed=(np.asarray(seed.entropy).tolist(), tuple(map(int, seed.spawn_key))),
         steps=recorded,
         loss=joined["grad_norm_sq"] / (2 * measured.smoothness),
         **joined,
-        recipe={
-            "problem": records.describe(measured),
-            "method": records.describe(method),
-            "versions": {
-                "mbsim": __version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-        },
+        **made(measured, method, int(batch_size), eta, seed),
     )
 
 

@@ -38,9 +38,14 @@ class Setting:
     steps: int = 0
 
     @property
+    def micro_batches(self) -> int:
+        """m; for SGD, 1."""
+        return self.method.micro_batches(self.batch_size)
+
+    @property
     def micro_batch_size(self) -> int:
         """b; for SGD, B."""
-        return self.batch_size // self.method.micro_batches(self.batch_size)
+        return self.batch_size // self.micro_batches
 
     @property
     def half_square(self) -> bool:

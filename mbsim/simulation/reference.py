@@ -14,10 +14,10 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from mbsim.clipping import Rule
 from mbsim.errors import InvalidArgument
 from mbsim.problems.lengths import norms_of
 from mbsim.problems.problem import Problem
+from mbsim.problems.setting import Setting
 from mbsim.problems.vectors import VectorDraws
 
 __all__ = ["Reference"]
@@ -33,24 +33,14 @@ class Reference:
     """Draws updates for one lane of replicates, from one stream.
 
     Args:
-        problem: any problem.
-        rule: the clipping rule.
-        batch_size: B.
-        micro_batches: m.
+        setting: any problem, with a method and a batch size.
         rng: the stream of the lane.
     """
 
-    def __init__(
-        self, problem: Problem, rule: Rule, batch_size: int, micro_batches: int, rng: Generator
-    ) -> None:
-        self.rule, self.width = rule, self.lane_width(problem, batch_size, micro_batches)
-        self.draws = VectorDraws(
-            problem=problem,
-            batch_size=batch_size,
-            m=micro_batches,
-            width=self.width,
-            rng=rng,
-        )
+    def __init__(self, setting: Setting, rng: Generator) -> None:
+        problem, batch, m = setting.problem, setting.batch_size, setting.micro_batches
+        self.rule, self.width = setting.method.rule, self.lane_width(problem, batch, m)
+        self.draws = VectorDraws(problem=problem, batch_size=batch, m=m, width=self.width, rng=rng)
 
     @classmethod
     def why_not(cls, problem: Problem) -> str | None:  # noqa: ARG003
