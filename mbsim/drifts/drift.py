@@ -24,9 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 from mbsim import plots
 from mbsim._shared.seeds import seed_sequence
 from mbsim.clipping import Rule, SmallestNorm
-from mbsim.drifts.certificate import Certificate, certify, tuned_step_size
+from mbsim.drifts import certificate
+from mbsim.drifts import floor as floors
 from mbsim.drifts.curve import MOST_NODES, Known
-from mbsim.drifts.floor import floor, floor_interval
 from mbsim.drifts.sources import DriftValues, source_of, tail_of
 from mbsim.errors import (
     InvalidArgument,
@@ -41,8 +41,7 @@ from mbsim.methods import Method, MicroBatchClipping, check_method
 from mbsim.problems.noise import NoiseLaw
 from mbsim.problems.problem import Problem, check_problem
 from mbsim.problems.setting import Setting
-from mbsim.statistics import Interval, t_quantile
-from mbsim.verdicts import Refusal
+from mbsim.statistics import t_quantile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,87 +158,11 @@ class Drift(Known):
             plots.name_lines(axes)
         return axes
 
-    def floor(self, *, step_size: float) -> float:
-        r"""The level at which a run with this step size stops: the largest root of r A = (ηL/2) M.
-
-        Above it a step is expected to lower the loss; for ½L‖w‖² the root of the mean squared
-        gradient norm settles about there. Theory page, section 7.
-
-        Args:
-            step_size: η > 0.
-
-        Returns:
-            The gradient norm; 0 if every step lowers the loss, and infinity if for large gradients
-            none does. :meth:`floor_interval` gives it with its error.
-        """
-        return floor(self, step_size=step_size)
-
-    def floor_interval(self, *, step_size: float, false_positive_rate: float = 1e-6) -> Interval:
-        """The floor with an interval that holds the errors of A and M.
-
-        Args:
-            step_size: η > 0.
-            false_positive_rate: the probability that the interval misses the floor, where A and M
-                are sampled.
-        """
-        return floor_interval(self, step_size=step_size, false_positive_rate=false_positive_rate)
-
-    def tuned_step_size(self, *, steps: int, initial_gap: float | None = None) -> float:
-        """The step size at which :meth:`certify` gives the smallest bound, for every method alike.
-
-        It is right to 1 % or better; the bound is flat there. Theory page, section 8.
-
-        Args:
-            steps: T ≥ 1.
-            initial_gap: Δ = L(w₀) − L* > 0; that of the problem unless told.
-
-        Raises:
-            InvalidArgument: where no step size has a certificate, or none is best.
-
-        >>> import mbsim
-        >>> problem = mbsim.Problem(
-        ...     loss=mbsim.losses.Quadratic(np.ones(8)), noise=mbsim.noise.Gaussian(sigma=0.0),
-        ...     benign_dim=4, start=np.ones(8))
-        >>> round(drift(problem, mbsim.SGD(), batch_size=4).tuned_step_size(steps=10), 6)
-        1.0
-        """
-        return tuned_step_size(self, steps=steps, initial_gap=initial_gap)
-
-    def certify(
-        self,
-        *,
-        step_size: float,
-        steps: int,
-        initial_gap: float | None = None,
-        largest_grad_norm: float | None = None,
-        false_positive_rate: float = 1e-6,
-    ) -> Certificate | Refusal:
-        """The best bound that the drift proves on (1/T) Σ_{t<T} E‖∇L(w_t)‖².
-
-        Args:
-            step_size: η > 0.
-            steps: T ≥ 1.
-            initial_gap: Δ = L(w₀) − L*; that of the problem unless told.
-            largest_grad_norm: a limit that no gradient exceeds; that of the loss, if it has one,
-                unless told.
-            false_positive_rate: the probability, where A and M are sampled, that an error in them
-                makes the bound too small.
-
-        Returns:
-            A :class:`~mbsim.drifts.certificate.Certificate`; or a
-            :class:`~mbsim.verdicts.Refusal`, which is false and says why.
-
-        Raises:
-            InvalidArgument: for arguments that break a rule.
-        """
-        return certify(
-            self,
-            step_size=step_size,
-            steps=steps,
-            initial_gap=initial_gap,
-            largest_grad_norm=largest_grad_norm,
-            false_positive_rate=false_positive_rate,
-        )
+    # Methods that fill modules of their own.
+    floor = floors.floor
+    floor_interval = floors.floor_interval
+    tuned_step_size = certificate.tuned_step_size
+    certify = certificate.certify
 
 
 @runtime_checkable

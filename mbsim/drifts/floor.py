@@ -19,14 +19,33 @@ _CLOSE, _SECANTS = 1e-6, 6
 
 
 def floor(drift: Known, *, step_size: float) -> float:
-    """The largest root of f; see :meth:`mbsim.drifts.drift.Drift.floor`."""
+    r"""The level at which a run with this step size stops: the largest root of r A = (ηL/2) M.
+
+    Above it a step is expected to lower the loss; for ½L‖w‖² the root of the mean squared gradient
+    norm settles about there. Theory page, section 7.
+
+    Args:
+        drift: A(r) and M(r), a :class:`mbsim.Drift`, of which this is a method.
+        step_size: η > 0.
+
+    Returns:
+        The gradient norm; 0 if every step lowers the loss, and infinity if for large gradients none
+        does. :func:`floor_interval` gives it with its error.
+    """
     return _floors(drift, step_size, 1e-6, (0.0,))[0][0]
 
 
 def floor_interval(
     drift: Known, *, step_size: float, false_positive_rate: float = 1e-6
 ) -> Interval:
-    """The largest root of f with its interval; see :class:`mbsim.drifts.drift.Drift`."""
+    """The floor with an interval that holds the errors of A and M.
+
+    Args:
+        drift: as for :func:`floor`.
+        step_size: η > 0.
+        false_positive_rate: the probability that the interval misses the floor, where A and M are
+            sampled.
+    """
     rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
     (high, estimate, low), df = _floors(drift, step_size, rate, (-1.0, 0.0, 1.0))
     reach = (high - low) / 2

@@ -75,6 +75,7 @@ class Quadratic:
     """
 
     eigenvalues: Any
+    minimum = 0.0
 
     def __post_init__(self) -> None:
         eigenvalues = check_array("eigenvalues", self.eigenvalues, ndim=1)
@@ -95,11 +96,6 @@ class Quadratic:
     def smoothness(self) -> float:
         """The largest eigenvalue."""
         return float(self.eigenvalues.max())
-
-    @property
-    def minimum(self) -> float:
-        """0, at w = 0."""
-        return 0.0
 
     def value(self, w: Array) -> Array:
         """½ Σ λ_i w_i²."""
@@ -130,19 +126,11 @@ class LogCosh:
     """
 
     dim: int
+    smoothness = 1.0
+    minimum = 0.0
 
     def __post_init__(self) -> None:
         set_field(self, "dim", check_integer("dim", self.dim, minimum=1))
-
-    @property
-    def smoothness(self) -> float:
-        """1."""
-        return 1.0
-
-    @property
-    def minimum(self) -> float:
-        """0, at w = 0."""
-        return 0.0
 
     @property
     def largest_grad_norm(self) -> float:
@@ -187,6 +175,7 @@ class Ripple:
 
     dim: int
     amplitude: float
+    minimum = 0.0
 
     def __post_init__(self) -> None:
         set_field(self, "dim", check_integer("dim", self.dim, minimum=1))
@@ -196,11 +185,6 @@ class Ripple:
     def smoothness(self) -> float:
         """1 + 2a: the second derivative 1 + 2a cos 2w lies between 1 − 2a and 1 + 2a."""
         return 1 + 2 * self.amplitude
-
-    @property
-    def minimum(self) -> float:
-        """0, at w = 0."""
-        return 0.0
 
     def value(self, w: Array) -> Array:
         """½‖w‖² + a Σ sin² w_i."""
