@@ -27,7 +27,7 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim import clipping, statistics
-from mbsim._shared.progress import progress
+from mbsim._shared.progress import watched
 from mbsim._shared.seeds import child, seed_sequence, states
 from mbsim.compiled.twins import Twin, twin_of
 from mbsim.errors import InvalidArgument, check_array, check_integer, shown
@@ -472,14 +472,12 @@ def check_noise(law: Any, *, rng: int | SeedSequence | Generator = 0, draws: int
         "vectors": isinstance(law, VectorNoise),
     }
     parts = [(name, n) for name, there in has.items() if there for n in (1, 8)]
-    with progress(len(parts), "checking the noise law") as bar:
-        for number, (name, n) in enumerate(parts):
-            bar.update(number)
-            draw = _draw_of(law, name, n)
-            _check_noise_calls(draw, name, n, seed, found)
-            _check_moments(draw, law, n, draws, seed, found)
-            if name != "vectors" and law.sigma > 0:
-                _check_means(draw, law, n, max(2**12, draws // 16), seed, found)
+    for name, n in watched(parts, "checking the noise law"):
+        draw = _draw_of(law, name, n)
+        _check_noise_calls(draw, name, n, seed, found)
+        _check_moments(draw, law, n, draws, seed, found)
+        if name != "vectors" and law.sigma > 0:
+            _check_means(draw, law, n, max(2**12, draws // 16), seed, found)
     return found.report()
 
 

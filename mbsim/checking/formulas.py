@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.random import SeedSequence
 
-from mbsim._shared.progress import progress
+from mbsim._shared.progress import watched
 from mbsim._shared.seeds import child
 from mbsim.checking.check import NEAR, Examination
 from mbsim.checking.excess import RESOLVED, excess_on_run, over_all, slack
@@ -121,21 +121,19 @@ def _search(
     held: list[Verdict] = []
     rounds = [first * 2**doubling for doubling in range(_DOUBLINGS + 1)]
     seen, stable = 0.0, False
-    with progress(rounds[-1], "holding the formula against simulation") as bar:
-        for number in range(rounds[-1]):
-            closest = _tightest(held) if number >= first and number % 2 else None
-            near = numbers[closest.details["row"]["problem"]] if closest else None
-            numbers.append(drawn(number, rng=seed, near=near))
-            sgd = about == "SGD" or (about == "both" and number % 4 == 3)
-            setting = setting_of(numbers[-1], sgd=sgd)
-            decided = any(one.status == REFUTED for one in held)
-            held.append(_held(bound, setting, number, seed, tuned=tuned, decided=decided))
-            bar.update(number + 1)
-            if number + 1 in rounds and (worst := over_all(held)):
-                before, seen = seen, _factor(held, bound.kind)
-                stable = number >= first and abs(seen - before) <= _NO_NEARER * before
-                if worst.status == REFUTED or (stable and worst.status == SUPPORTED):
-                    break
+    for number in watched(range(rounds[-1]), "holding the formula against simulation"):
+        closest = _tightest(held) if number >= first and number % 2 else None
+        near = numbers[closest.details["row"]["problem"]] if closest else None
+        numbers.append(drawn(number, rng=seed, near=near))
+        sgd = about == "SGD" or (about == "both" and number % 4 == 3)
+        setting = setting_of(numbers[-1], sgd=sgd)
+        decided = any(one.status == REFUTED for one in held)
+        held.append(_held(bound, setting, number, seed, tuned=tuned, decided=decided))
+        if number + 1 in rounds and (worst := over_all(held)):
+            before, seen = seen, _factor(held, bound.kind)
+            stable = number >= first and abs(seen - before) <= _NO_NEARER * before
+            if worst.status == REFUTED or (stable and worst.status == SUPPORTED):
+                break
     return held, stable
 
 

@@ -9,7 +9,7 @@ from numpy.random import Generator, SeedSequence
 
 from mbsim import plots, statistics
 from mbsim._shared import tables
-from mbsim._shared.progress import progress
+from mbsim._shared.progress import watched
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
 from mbsim.choosing.tuning import step_size_for
@@ -133,23 +133,21 @@ def compare(
     seed, engine = seed_sequence(rng), choose_engine(problem, engine)
     paired = engine == "reference"
     runs = []
-    with progress(len(methods), "comparing") as bar:
-        for number, method in enumerate(methods):
-            η = step_size_for(
-                problem, method, batch_size=batch_size, step_size=step_size, steps=steps, rng=seed
-            )
-            run = simulate(
-                problem,
-                method,
-                batch_size=batch_size,
-                step_size=η,
-                steps=steps,
-                replicates=replicates,
-                rng=seed if paired else child(seed, number),
-                record_every=record_every,
-                engine=engine,
-                threads=threads,
-            )
-            runs.append(run)
-            bar.update(number + 1)
+    for number, method in enumerate(watched(methods, "comparing")):
+        η = step_size_for(
+            problem, method, batch_size=batch_size, step_size=step_size, steps=steps, rng=seed
+        )
+        run = simulate(
+            problem,
+            method,
+            batch_size=batch_size,
+            step_size=η,
+            steps=steps,
+            replicates=replicates,
+            rng=seed if paired else child(seed, number),
+            record_every=record_every,
+            engine=engine,
+            threads=threads,
+        )
+        runs.append(run)
     return MethodComparison(runs=tuple(runs), paired=paired)

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child
-from mbsim.choosing import tuning
 from mbsim.drifts.drift import drift
 from mbsim.errors import InvalidArgument, divisors
 from mbsim.methods import MicroBatchClipping
 from mbsim.problems.problem import Problem
+from mbsim.problems.setting import Setting
+from mbsim.simulation.run import run_setting
 
 __all__ = ["Ends", "guesses"]
 
@@ -100,19 +101,14 @@ class Ends:
 
     def run(self, b: int, step_size: float, key: str) -> Array:
         """The level of every replicate; infinite where it diverged."""
-        found = self.level(
-            tuning.simulate(
-                self.problem,
-                MicroBatchClipping(b),
-                batch_size=self.batch,
-                step_size=step_size,
-                steps=self.steps,
-                record_every=self.steps,
-                replicates=self.looks,
-                rng=child(self.seed, key),
-            )
-        )
+        of = Setting(self.problem, MicroBatchClipping(b), self.batch, step_size, self.steps)
+        rng = child(self.seed, key)
+        found = self.level(run_setting(of, replicates=self.looks, rng=rng, record_every=self.steps))
         return np.where(np.isnan(found), math.inf, found)
+
+    def _look(self, b: int, step_size: float) -> float:
+        """The mean level, on the random numbers that all looks share."""
+        return float(self.run(b, step_size, "look").mean())
 
     def tune(self, b: int, start: float) -> tuple[float, float]:
         """The best step size found for b, and its level there."""
@@ -122,12 +118,12 @@ class Ends:
 
     def _tuned(self, b: int, start: float) -> tuple[float, float]:
         if self.step_size is not None:
-            return self.step_size, float(self.run(b, self.step_size, "look").mean())
+            return self.step_size, self._look(b, self.step_size)
         levels: dict[int, float] = {}
 
         def at(power: int) -> float:
             if power not in levels:
-                levels[power] = float(self.run(b, start * 2.0**power, "look").mean())
+                levels[power] = self._look(b, start * 2.0**power)
             return levels[power]
 
         here, known = 0, min((level for _, level in self.best.values()), default=math.inf)
@@ -143,7 +139,7 @@ class Ends:
         bend = low - 2 * middle + high
         if math.isfinite(high) and bend > 0:
             fine = start * 2.0 ** (here + min(max((low - high) / (2 * bend), -0.5), 0.5))
-            level = float(self.run(b, fine, "look").mean())
+            level = self._look(b, fine)
             if level < at(here):
                 return fine, level
         return start * 2.0**here, at(here)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim import plots
-from mbsim._shared.progress import progress
+from mbsim._shared.progress import watched
 from mbsim._shared.values import value
 from mbsim.choosing.sweet_spot import sweet_spot
 from mbsim.errors import check_array
@@ -128,13 +128,11 @@ def phase_diagram(
     columns = check_array("norm_ratios", norm_ratios, ndim=1)
     draggers = check_problem(problem).draggers
     best = np.zeros((rows.size, columns.size), dtype=np.int64)
-    with progress(best.size, "phase diagram") as bar:
-        for number, (i, j) in enumerate(np.ndindex(best.shape)):
-            changed = replace(draggers, probability=float(rows[i]), norm_ratio=float(columns[j]))
-            of = replace(problem, draggers=changed)
-            found = sweet_spot(of, batch_size=batch_size, by=by, **settings)
-            best[i, j] = found.micro_batch_size or 0
-            bar.update(number + 1)
+    for i, j in watched(list(np.ndindex(best.shape)), "phase diagram"):
+        changed = replace(draggers, probability=float(rows[i]), norm_ratio=float(columns[j]))
+        of = replace(problem, draggers=changed)
+        found = sweet_spot(of, batch_size=batch_size, by=by, **settings)
+        best[i, j] = found.micro_batch_size or 0
     return PhaseDiagram(
         by=by,
         batch_size=batch_size,

@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 
 from mbsim import plots, statistics
 from mbsim._shared import tables
-from mbsim._shared.progress import progress
+from mbsim._shared.progress import watched
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
 from mbsim.choosing.ends import Ends
@@ -293,24 +293,28 @@ def sweet_spot(
         ends = Ends(problem, batch, horizon, _LEVELS[by], seed, fixed, number)
         return _ended(by, ends)
 
-    sizes = divisors(batch)
     values: dict[int, Value] = {}
     step_sizes: dict[int, float] = {}
-    with progress(len(sizes), f"{by} for every b") as bar:
-        for number, b in enumerate(sizes):
-            setting = Setting(problem, MicroBatchClipping(b), batch, steps=horizon)
-            one: Drift | None = None
-            η: float | Refusal = 0.0
-            if by != "bias":
-                assert asked is not None
-                one, η = _tuned(setting, seed) if isinstance(asked, str) else (None, asked)
-            if isinstance(η, Refusal):
-                values[b] = η
-            else:
-                values[b] = _value(by, replace(setting, step_size=η), seed, samples, one)
-                if by != "bias":
-                    step_sizes[b] = η
-            bar.update(number + 1)
+    for b in watched(divisors(batch), f"{by} for every b"):
+        setting = Setting(problem, MicroBatchClipping(b), batch, steps=horizon)
+        if by == "bias":
+            values[b] = _bias(setting)
+            continue
+        assert asked is not None
+        one, η = _tuned(setting, seed) if isinstance(asked, str) else (None, asked)
+        if isinstance(η, Refusal):
+            values[b] = η
+        else:
+            values[b] = _value(by, replace(setting, step_size=η), seed, samples, one)
+            step_sizes[b] = η
+    found = _lowest(by, batch, values, step_sizes)
+    return replace(found, continuous=_continuous(problem)) if by == "bias" else found
+
+
+def _lowest(
+    by: str, batch: int, values: Mapping[int, Value], step_sizes: dict[int, float]
+) -> SweetSpot:
+    """The sweet spot of the values of every b."""
     best, tied, reason = _best(values)
     return SweetSpot(
         by=by,
@@ -322,7 +326,6 @@ def sweet_spot(
         why_not={b: found.reason for b, found in values.items() if isinstance(found, Refusal)},
         step_sizes=step_sizes,
         intervals=_intervals(values),
-        continuous=_continuous(problem) if by == "bias" else None,
     )
 
 
@@ -370,19 +373,12 @@ def _ended(by: str, ends: Ends) -> SweetSpot:
                 values[b] = Refusal(f"{gone} of {found.size} replicates diverged", of="level")
         else:
             values[b] = Refusal("not looked at: the search ended nearer to the best", of="level")
-    best, tied, reason = _best(values)
-    return SweetSpot(
-        by=by,
-        batch_size=ends.batch,
-        micro_batch_size=best,
-        tied=tied,
-        reason=reason,
-        curve={b: _mean(found) for b, found in values.items()},
-        why_not={b: found.reason for b, found in values.items() if isinstance(found, Refusal)},
-        step_sizes={b: step_size for b, (step_size, _) in sorted(ends.best.items())},
-        intervals=_intervals(values),
-        answer=None if best is None else _answer(by, ends, best, tied, values),
-    )
+    step_sizes = {b: step_size for b, (step_size, _) in sorted(ends.best.items())}
+    spot = _lowest(by, ends.batch, values, step_sizes)
+    if spot.micro_batch_size is None:
+        return spot
+    answer = _answer(by, ends, spot.micro_batch_size, spot.tied, values)
+    return replace(spot, answer=answer)
 
 
 def _answer(
@@ -426,10 +422,8 @@ def _why(problem: Problem, best: int, batch: int) -> str:
         against.append("there are no long draggers to cut")
     if best == batch:
         return "; ".join(against or ["what clipping cuts from good examples outweighs its gain"])
-    inside = ["; but " + "; ".join(against)] if against and speaks else []
-    return "; ".join(speaks or ["noise alone makes micro-batches of different length"]) + "".join(
-        inside
-    )
+    but = "; but " + "; ".join(against) if against and speaks else ""
+    return "; ".join(speaks or ["noise alone makes micro-batches of different length"]) + but
 
 
 def _stopped(problem: Problem) -> str:
@@ -521,10 +515,6 @@ def _value(
     by: str, setting: Setting, seed: SeedSequence, replicates: int, one: Drift | None
 ) -> Value:
     """The value of a setting by a criterion; with its drift, if that is there."""
-    if by == "bias":
-        from mbsim.theory import bias_bound
-
-        return _evaluated(bias_bound(), setting.quantities())
     if by == "bound":
         return _bound(setting, seed)
     if by == "simulation":
@@ -537,6 +527,12 @@ def _value(
     if math.isfinite(floor):
         return floor
     return Refusal("the step size is too large: large gradients grow", of="floor")
+
+
+def _bias(setting: Setting) -> float | Refusal:
+    from mbsim.theory import bias_bound
+
+    return _evaluated(bias_bound(), setting.quantities())
 
 
 def _bound(setting: Setting, seed: SeedSequence) -> float | Refusal:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy import interpolate, optimize
 
-from mbsim._shared.progress import progress
+from mbsim._shared.progress import watched
 from mbsim.drifts.curve import FARTHEST, Curve, Descent, Far, Known, error_of_f
 from mbsim.errors import check_number
 from mbsim.statistics import Interval
@@ -70,11 +70,8 @@ def _floors(
     if far is not None and far.exact:
         root = math.sqrt(far.b / far.slope) if far.b else 0.0
         return [root for _ in directions], math.inf
-    with progress(len(directions), "floor") as bar:
-        descent, roots = Descent(_up_to_positive(drift, half_step, rate), half_step), []
-        for direction in directions:
-            roots.append(_largest_root(descent, direction))
-            bar.update(len(roots))
+    descent = Descent(_up_to_positive(drift, half_step, rate), half_step)
+    roots = [_largest_root(descent, direction) for direction in watched(directions, "floor")]
     return roots, float(descent.curve.values.df.min())
 
 

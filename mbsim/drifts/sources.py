@@ -15,7 +15,7 @@ import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
-from mbsim._shared.progress import progress
+from mbsim._shared.progress import watched
 from mbsim._shared.seeds import stream
 from mbsim._shared.values import value
 from mbsim.clipping import Rule, looks_at_own_norm, rank_of
@@ -286,12 +286,8 @@ class _Integrated:
         self._laws: dict[int, MicroBatchLaw] = {}
 
     def values(self, grad_norm: Array, relative_error: float | None) -> DriftValues:
-        found = np.zeros((2, 2, grad_norm.size))
-        with progress(grad_norm.size, "drift") as bar:
-            for i, r in enumerate(grad_norm.tolist()):
-                found[..., i] = self._one(r, relative_error)
-                bar.update(i + 1)
-        drift, errors = found
+        found = [self._one(r, relative_error) for r in watched(grad_norm.tolist(), "drift")]
+        drift, errors = np.array(found).reshape(-1, 2, 2).transpose(1, 2, 0).copy()
         return DriftValues.of("quadrature", grad_norm, drift, errors, relative_error)
 
     def _one(self, r: float, aim: float | None) -> Array:
@@ -361,11 +357,9 @@ class _Sampled:
         if relative_error is not None and grad_norm.size:
             within = _LOOKS // (self._steps * self.m * grad_norm.size)
             blocks = min(self._most, max(1, within))
-        with progress(grad_norm.size, "drift, sampled") as bar:
-            for i, r in enumerate(grad_norm.tolist()):
-                found = self._one(r, relative_error or 0.0, blocks)
-                drift[:, i], standard[:, i], covariance[i], df[i] = found
-                bar.update(i + 1)
+        for i, r in enumerate(watched(grad_norm.tolist(), "drift, sampled")):
+            found = self._one(r, relative_error or 0.0, blocks)
+            drift[:, i], standard[:, i], covariance[i], df[i] = found
         none = np.zeros_like(drift)
         return DriftValues.of(
             "sample", grad_norm, drift, none, relative_error, standard, covariance, df

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from mbsim import statistics
 from mbsim._shared import tables
-from mbsim._shared.progress import progress
+from mbsim._shared.progress import progress, watched
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
 from mbsim.errors import InvalidArgument, check_integer, divisors, shown
@@ -389,15 +389,13 @@ class Replayed:
     @cached_property
     def resampled(self) -> Array:
         """``[replicates, sizes]``: ‖v_T‖ on resampled examples, first rule, same step sizes."""
-        found = []
+        found: list[Array] = []
         every = self.measured._replicates[:_REPLICATES]
-        with progress(len(every), "replaying training on resampled examples") as bar:
-            for number, one in enumerate(every):
-                key = child(self.seed, "batches", number)
-                where = (one.rows, one.along, one.target_norm, self.batch)
-                drawn = _together(self.measured, *where, self.rules[:1], key)
-                found.append(drawn.ends(self.step_sizes[:1, :, None], self.steps)[0, :, 0])
-                bar.update(number + 1)
+        for one in watched(every, "replaying training on resampled examples"):
+            key = child(self.seed, "batches", len(found))
+            where = (one.rows, one.along, one.target_norm, self.batch)
+            drawn = _together(self.measured, *where, self.rules[:1], key)
+            found.append(drawn.ends(self.step_sizes[:1, :, None], self.steps)[0, :, 0])
         return _root(np.array(found), self.measured.target_norm)
 
 

@@ -27,7 +27,7 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim._shared.arrays import one_blas_thread
-from mbsim._shared.progress import progress
+from mbsim._shared.progress import watched
 from mbsim._shared.seeds import child, seed_sequence, stream
 from mbsim._shared.values import value
 from mbsim.clipping import Rule, rank_of
@@ -253,14 +253,13 @@ class MeasuredProblem:
         """Examples resampled, each time with the target of their own."""
         n, matrix = self.examples, self.gram.matrix
         found = []
-        with one_blas_thread(), progress(_REPLICATES, "resampling examples") as bar:
-            for number in range(_REPLICATES):
+        with one_blas_thread():
+            for number in watched(range(_REPLICATES), "resampling examples"):
                 rows = stream(self._seed, "examples", number).integers(n, size=n)
                 products, norm = self.target_products, self.target_norm
                 if self.target != GIVEN:
                     products, norm = _own_target(matrix, self.target, rows)
                 found.append((rows, products / norm if norm else 0 * products, norm))
-                bar.update(number + 1)
         rows, along, norms = (np.array(part) for part in zip(*found, strict=True))
         counts = np.stack([np.bincount(one, minlength=n) for one in rows]).astype(np.float64)
         pools = _pools(matrix, counts, along, replacement=self.replacement)
@@ -398,11 +397,8 @@ class MeasuredSource:
                 f"grad_norm={shown(float(grad_norm.max()))} must be at most {_LARGEST:g} for "
                 "measured gradients"
             )
-        found = []
-        with progress(grad_norm.size, "drift, measured") as bar:
-            for r in grad_norm.tolist():
-                found.append(self._one(r, relative_error))
-                bar.update(len(found))
+        norms = watched(grad_norm.tolist(), "drift, measured")
+        found = [self._one(r, relative_error) for r in norms]
         drift = np.array([mean for mean, *_ in found]).reshape(-1, 2).T
         variance = np.array([a + b for _, a, b, _ in found]).reshape(-1, 2, 2)
         standard = np.sqrt(np.einsum("pii->ip", variance))

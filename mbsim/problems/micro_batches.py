@@ -5,8 +5,8 @@ Y = α(g + ñ), α = 1 − k/b, has a component along e and an isotropic part ac
 part D has a component along the step's common direction h and an isotropic part across h. Of the
 isotropic parts only lengths are drawn here: their directions are uniform and independent, and
 matter only when micro-batches are added up. Nothing drawn depends on r = ‖g‖, which enters at the
-end (:meth:`MicroBatches.along`, :meth:`MicroBatches.norms`). The drawing is compiled
-(:mod:`mbsim.compiled.step`), and shared with the engine. Source: the theory page, sections 2 and 9.
+end. The drawing is compiled (:mod:`mbsim.compiled.step`), and shared with the engine. Source: the
+theory page, sections 2 and 9.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from scipy import special
 from mbsim._shared.seeds import states
 from mbsim._shared.values import value
 from mbsim.compiled.twins import Twin, twin_of
-from mbsim.problems.draggers import Draggers
-from mbsim.problems.lengths import is_plain, not_plain, unit_of
 from mbsim.problems.problem import Problem
 
 __all__ = ["MicroBatches", "draw_micro_batches", "draw_rows", "numbers_of", "table_of"]
@@ -49,38 +47,6 @@ class MicroBatches:
     across: Array
     shared: Array
     own: Array
-
-    def along(self, grad_norm: Any, dragger_length: Any, draggers: Draggers) -> Array:
-        """⟨X, e⟩ = α(r + ⟨ñ, e⟩), and the draggers' tilt, at ‖g‖ = `grad_norm`; broadcasts."""
-        result = self.benign * grad_norm
-        result += self.noise
-        if draggers.tilt:
-            result += (1 - self.benign) * (draggers.along * dragger_length)
-        return result
-
-    def norms(self, along: Array, dragger_length: Any) -> Array:
-        """‖X‖, given ⟨X, e⟩ and c√(r² + σ²); right also where a square is beyond float64."""
-        dragger_sq = self.dragger_sq()
-        with np.errstate(over="ignore", invalid="ignore"):  # such numbers are done again below
-            result = dragger_sq * np.square(dragger_length)
-            result += np.square(self.across)
-            result += np.square(along)
-        np.sqrt(result, out=result)
-        if not is_plain(result):
-            here = not_plain(result)
-            square = dragger_sq[here]
-            length = np.where(square > 0, np.broadcast_to(dragger_length, result.shape)[here], 0)
-            side = self.across[here]
-            unit = unit_of(np.maximum.reduce([np.sqrt(square) * length, side, np.abs(along[here])]))
-            square *= np.square(length / unit)
-            square += np.square(side / unit)
-            square += np.square(along[here] / unit)
-            result[here] = unit * np.sqrt(square)
-        return result
-
-    def dragger_sq(self) -> Array:
-        """The squared length of D, in the units of `own`."""
-        return np.square(self.shared) + np.square(self.own)
 
 
 def draw_micro_batches(
