@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any
 from warnings import catch_warnings, filterwarnings
 
 import numpy as np
@@ -26,12 +26,12 @@ import torch
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 from torch.func import functional_call, grad, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
 from mbsim._shared.progress import Progress, progress
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim.errors import InvalidArgument, check_integer, shown
+from mbsim.extra.torch.accumulate import check_untied
 from mbsim.gradients.gram import Gram
 
 __all__ = ["per_example_gradients"]
@@ -83,36 +83,6 @@ _REFUSALS = (
 Array = NDArray[np.floating[Any]]
 
 
-@overload
-def per_example_gradients(
-    model: torch.nn.Module,
-    loss_fn: Callable[[Any, Any], Any],
-    data: Any,
-    *,
-    chunk: int | None = ...,
-    sketch: int | None = ...,
-    target: Any = ...,
-    randomness: str = ...,
-    rows: Literal[False] = ...,
-    rng: int | SeedSequence | Generator = ...,
-    budget: int = ...,
-) -> Gram: ...
-
-
-@overload
-def per_example_gradients(
-    model: torch.nn.Module,
-    loss_fn: Callable[[Any, Any], Any],
-    data: Any,
-    *,
-    rows: Literal[True],
-    chunk: int | None = ...,
-    randomness: str = ...,
-    rng: int | SeedSequence | Generator = ...,
-    budget: int = ...,
-) -> Array: ...
-
-
 def per_example_gradients(
     model: torch.nn.Module,
     loss_fn: Callable[[Any, Any], Any],
@@ -125,7 +95,7 @@ def per_example_gradients(
     rows: bool = False,
     rng: int | SeedSequence | Generator = 0,
     budget: int = 2**30,
-) -> Gram | Array:
+) -> Any:
     """The Gram matrix of the gradients of a model's loss, one for each example.
 
     Args:
@@ -500,13 +470,11 @@ def _check_model(model: Any) -> None:
             raise InvalidArgument(f"model must have real parameters; {name!r} is {one.dtype}")
         if not torch.isfinite(one).all():
             raise InvalidArgument(f"model must have finite parameters; {name!r} is not")
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            raise InvalidArgument(
-                f"model ties the examples of a batch together in {name!r} "
-                f"({type(module).__name__}), so that one has no gradient of its own; call "
-                "model.eval(), for the running statistics, or take GroupNorm"
-            )
+    check_untied(
+        model,
+        "one has no gradient of its own; call model.eval(), for the running statistics, or take "
+        "GroupNorm",
+    )
 
 
 def _check_rows(needed: int, budget: int) -> None:
