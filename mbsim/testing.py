@@ -27,6 +27,7 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim import clipping, statistics
+from mbsim._shared.arrays import Array
 from mbsim._shared.progress import watched
 from mbsim._shared.seeds import child, seed_sequence, states
 from mbsim.compiled.twins import Twin, twin_of
@@ -35,8 +36,6 @@ from mbsim.problems.losses import Loss, check_loss_argument
 from mbsim.problems.noise import NoiseLaw, VectorNoise, check_noise_argument
 
 __all__ = ["ContractBroken", "Kept", "check_loss", "check_noise", "check_rule"]
-
-Array = NDArray[np.float64]
 
 # The false-positive rate of every random comparison.
 _RATE = 1e-6

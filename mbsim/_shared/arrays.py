@@ -1,4 +1,4 @@
-"""Arithmetic of arrays that NumPy has no one call for."""
+"""Arrays: what they are called, and arithmetic that NumPy has no one call for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import contextlib
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["one_blas_thread", "ratio"]
+__all__ = ["Array", "Integers", "one_blas_thread", "ratio"]
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager[Any]:

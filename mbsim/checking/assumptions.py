@@ -20,6 +20,7 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
 from mbsim import statistics
+from mbsim._shared.arrays import Array
 from mbsim._shared.seeds import stream
 from mbsim.clipping import rank_of
 from mbsim.errors import InvalidArgument, check_number, shown
@@ -31,8 +32,6 @@ from mbsim.theory import theorems
 from mbsim.verdicts import Comparison
 
 __all__ = ["Parts", "broken_assumption", "measure_assumptions", "parts_of", "problem_of"]
-
-Array = NDArray[np.float64]
 
 # Points of the path at which examples are drawn, and about how many at each.
 _POINTS, _EXAMPLES = 4, 2**13

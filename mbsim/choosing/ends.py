@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.random import SeedSequence
-from numpy.typing import NDArray
 
+from mbsim._shared.arrays import Array
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child
 from mbsim.drifts.drift import drift
@@ -29,8 +29,6 @@ from mbsim.problems.setting import Setting
 from mbsim.simulation.run import run_setting
 
 __all__ = ["Ends", "guesses"]
-
-Array = NDArray[np.float64]
 
 # Replicate-steps of one look, and how many replicates that may be.
 _LOOK, _FEWEST, _MOST = 2**17, 8, 512

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim import plots
+from mbsim._shared.arrays import Array
 from mbsim._shared.progress import watched
 from mbsim._shared.values import value
 from mbsim.choosing.sweet_spot import sweet_spot
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["PhaseDiagram", "phase_diagram"]
-
-Array = NDArray[np.float64]
 
 
 @value

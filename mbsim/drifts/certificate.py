@@ -32,9 +32,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import optimize
 
+from mbsim._shared.arrays import Array
 from mbsim._shared.progress import Progress, progress
 from mbsim._shared.values import value
 from mbsim.drifts.curve import FARTHEST, TOO_LARGE, Curve, Descent, Far, Known
@@ -43,8 +43,6 @@ from mbsim.errors import InvalidArgument, check_integer, check_number
 from mbsim.verdicts import Refusal
 
 __all__ = ["Certificate", "certify", "tuned_step_size"]
-
-Array = NDArray[np.float64]
 
 # The bound may owe this share of itself to margins.
 _MARGIN = 1e-3

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import interpolate
 
+from mbsim._shared.arrays import Array
 from mbsim.drifts.sources import DriftValues, Source, Tail
 from mbsim.statistics import t_quantile
 
 __all__ = ["Curve", "Descent", "Far", "Known", "error_of_f"]
 
-Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 # Distance of the first nodes in asinh(r/r₀), and of those that are added far out.

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from mbsim import plots
+from mbsim._shared.arrays import Array
 from mbsim._shared.seeds import seed_sequence
 from mbsim.clipping import Rule, SmallestNorm
 from mbsim.drifts import certificate
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["Drift", "DriftValues", "drift", "drifts"]
-
-Array = NDArray[np.float64]
 
 # What a drift draws, and what it is called.
 _QUANTITIES = {

@@ -24,13 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import interpolate, special
 
+from mbsim._shared.arrays import Array
 from mbsim.drifts.walks import line_walk, squared_length
 from mbsim.problems.noise import facts_of, likely_binomial
 from mbsim.problems.problem import Problem
 
 __all__ = ["PARTS", "MicroBatchLaw", "Points"]
-
-Array = NDArray[np.float64]
 
 # Consecutive parts of the Sobol sequence, whose spread says how far their mean may be off.
 PARTS = 8

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
+from mbsim._shared.arrays import Array
 from mbsim._shared.progress import watched
 from mbsim._shared.seeds import stream
 from mbsim._shared.values import value
@@ -27,8 +28,6 @@ from mbsim.problems.noise import Gaussian, facts_of
 from mbsim.problems.problem import Problem
 
 __all__ = ["DriftValues", "Source", "Tail", "regressed", "source_of", "tail_of"]
-
-Array = NDArray[np.float64]
 
 # Points of the law of a micro-batch: for a quick answer, more for a small aim, and the most. The
 # shortest of many is a matter of few of the points, so that more micro-batches ask for more.

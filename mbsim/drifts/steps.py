@@ -32,9 +32,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from mbsim._shared.arrays import ratio
+from mbsim._shared.arrays import Array, ratio
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim._shared.values import value
 from mbsim.clipping import Rule, rank_of
@@ -60,8 +60,6 @@ __all__ = [
     "norms_near_atoms",
     "step_sample",
 ]
-
-Array = NDArray[np.float64]
 
 # The β of min(τ, βr): that of the theorems in mbsim.theory.
 _CAP = 0.75

@@ -16,12 +16,11 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
-__all__ = ["line_walk", "squared_length"]
+from mbsim._shared.arrays import Array
 
-Array = NDArray[np.float64]
+__all__ = ["line_walk", "squared_length"]
 
 _BINS, _COSINES = 512, 32
 # Where bins are cut, as probabilities.

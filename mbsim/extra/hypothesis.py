@@ -39,6 +39,7 @@ except ImportError:
         name="hypothesis",
     ) from None
 
+from mbsim._shared.arrays import Array
 from mbsim.clipping import (
     FixedNorm,
     NoClipping,
@@ -73,7 +74,6 @@ __all__ = [
     "rules",
 ]
 
-Array = NDArray[np.float64]
 T = TypeVar("T")
 #: A part that may be fixed: a value, a strategy, or None for the default.
 Part: TypeAlias = T | SearchStrategy[T] | None

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import NDArray
 
 from mbsim import statistics
 from mbsim._shared import tables
+from mbsim._shared.arrays import Array
 from mbsim._shared.progress import progress, watched
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
@@ -46,7 +46,6 @@ __all__ = ["TARGETS", "Advice", "AdviceRow", "Prediction", "Replayed", "advise",
 # Targets that have a name.
 TARGETS = (GEOMETRIC_MEDIAN, MEAN)
 
-Array = NDArray[np.float64]
 
 # The first is the one that is advised on.
 _RULES = (SmallestNorm(), QuantileNorm(0.5), UnitNorm())

@@ -37,7 +37,7 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
-from mbsim._shared.arrays import one_blas_thread
+from mbsim._shared.arrays import Array, Integers, one_blas_thread
 from mbsim._shared.files import reading
 from mbsim._shared.progress import Progress, progress
 from mbsim._shared.seeds import seed_sequence, stream
@@ -55,9 +55,6 @@ from mbsim.errors import (
 )
 
 __all__ = ["Gram", "GramStep"]
-
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 # The most numbers of a block of coordinates (64 MiB), and the bytes of one that it may cost.
 _BLOCK, _COST = 2**23, 16

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from mbsim._shared.arrays import one_blas_thread
+from mbsim._shared.arrays import Array, Integers, one_blas_thread
 from mbsim._shared.progress import watched
 from mbsim._shared.seeds import child, seed_sequence, stream
 from mbsim._shared.values import value
@@ -45,9 +45,6 @@ from mbsim.gradients.gram import Gram, products_of
 from mbsim.methods import Method, check_method
 
 __all__ = ["MeasuredProblem", "MeasuredSource"]
-
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 GEOMETRIC_MEDIAN, MEAN, GIVEN = "geometric-median", "mean", "given"
 # The geometric median is one of means of so many examples, and of at least so many means.

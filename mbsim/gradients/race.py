@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import NDArray
 
 from mbsim import plots, statistics
 from mbsim._shared import tables
+from mbsim._shared.arrays import Array
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence
 from mbsim._shared.values import set_field
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Candidate", "Race", "Rung", "grid", "race"]
 
-Array = NDArray[np.float64]
 # `train` as the race calls it.
 Train = Callable[..., tuple[Any, Any]]
 

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
-from mbsim._shared.arrays import one_blas_thread
+from mbsim._shared.arrays import Array, Integers, one_blas_thread
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim.clipping import Rule
@@ -41,9 +41,6 @@ from mbsim.methods import Method
 from mbsim.simulation.run import DIVERGED, Run, made, recorded_steps
 
 __all__ = ["Together", "replay"]
-
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 # Replicates are drawn and moved together in so many, always all of them.
 _LANE = 64

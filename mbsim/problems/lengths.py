@@ -7,11 +7,10 @@ by a power of two, which is exact: no digit of the others changes.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+
+from mbsim._shared.arrays import Array
 
 __all__ = ["norms_of", "unit_of"]
-
-Array = NDArray[np.float64]
 
 # Sizes whose squares, and squares of those, are far from the ends of float64.
 _LEAST, _MOST = 2.0**-200, 2.0**200

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mbsim._shared.arrays import Array
 from mbsim._shared.values import set_field, value
 from mbsim.compiled.twins import Twin
 from mbsim.errors import (
@@ -25,8 +25,6 @@ from mbsim.errors import (
 )
 
 __all__ = ["LogCosh", "Loss", "Quadratic", "Ripple"]
-
-Array = NDArray[np.float64]
 
 
 @runtime_checkable

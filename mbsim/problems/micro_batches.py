@@ -20,14 +20,13 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import special
 
+from mbsim._shared.arrays import Array
 from mbsim._shared.seeds import states
 from mbsim._shared.values import value
 from mbsim.compiled.twins import Twin, twin_of
 from mbsim.problems.problem import Problem
 
 __all__ = ["MicroBatches", "draw_micro_batches", "draw_rows", "numbers_of", "table_of"]
-
-Array = NDArray[np.float64]
 
 
 @value

@@ -23,14 +23,13 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import special
 
+from mbsim._shared.arrays import Array
 from mbsim._shared.values import declared, set_field
 from mbsim.compiled.twins import Twin
 from mbsim.errors import InvalidArgument, check_number, shown
 from mbsim.problems.normals import standard_normals
 
 __all__ = ["Exponential", "Facts", "Gaussian", "NoiseLaw", "StudentT", "TwoPoint", "VectorNoise"]
-
-Array = NDArray[np.float64]
 
 
 @runtime_checkable

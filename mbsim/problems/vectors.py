@@ -14,14 +14,13 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from mbsim._shared.arrays import Array
 from mbsim.problems.draggers import uniform_directions
 from mbsim.problems.lengths import norms_of
 from mbsim.problems.noise import VectorNoise
 from mbsim.problems.problem import Problem
 
 __all__ = ["VectorDraws"]
-
-Array = NDArray[np.float64]
 
 
 class VectorDraws:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 
+from mbsim._shared.arrays import Array
 from mbsim._shared.seeds import states, stream
 from mbsim.clipping import NoClipping
 from mbsim.compiled.twins import Twin, twin_of
@@ -32,8 +33,6 @@ from mbsim.problems.problem import Problem
 from mbsim.problems.setting import Setting
 
 __all__ = ["ExactLaw", "Replicates", "twins_of"]
-
-Array = NDArray[np.float64]
 
 # Replicates whose streams are seeded together.
 _LANE = 64

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from mbsim._shared.arrays import Array
 from mbsim.errors import InvalidArgument
 from mbsim.problems.lengths import norms_of
 from mbsim.problems.problem import Problem
@@ -21,8 +22,6 @@ from mbsim.problems.setting import Setting
 from mbsim.problems.vectors import VectorDraws
 
 __all__ = ["Reference"]
-
-Array = NDArray[np.float64]
 
 # Numbers in one step of one lane (32 MiB), and the most that one replicate may need (256 MiB).
 _LANE_NUMBERS = 2**22

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mbsim import clipping, plots, statistics
 from mbsim._shared import records, tables
+from mbsim._shared.arrays import Array
 from mbsim._shared.memory import free_memory
 from mbsim._shared.processes import processors
 from mbsim._shared.progress import progress
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "choose_engine", "draw_updates", "run_setting", "simulate"]
 
-Array = NDArray[np.float64]
 _ENGINES: dict[str, type[Reference | ExactLaw]] = {"reference": Reference, "exact_law": ExactLaw}
 # What a run on measured gradients names as its engine; it is made elsewhere, and has no `problem`.
 _REPLAY = "gram"

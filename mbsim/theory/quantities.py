@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import sympy
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from mbsim._shared.arrays import Array
 from mbsim.errors import (
     InvalidArgument,
     check_array,
@@ -26,8 +27,6 @@ from mbsim.errors import (
 )
 
 __all__ = ["ABBREVIATIONS", "QUANTITIES", "SETTINGS", "Quantity", "symbols"]
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ class Quantity:
     below: float | None = None
     maximum: float | None = None
 
-    def checked(self, value: ArrayLike) -> Floats:
+    def checked(self, value: ArrayLike) -> Array:
         """`value` as a finite float64 array within the range; the first that is not is named."""
         limits = {k: getattr(self, k) for k in ("above", "minimum", "below", "maximum")}
         if isinstance(value, numbers.Real):
@@ -271,7 +270,7 @@ def specialised(expression: sympy.Expr, values: Mapping[sympy.Symbol, int]) -> s
 
 def checked_values(
     owner: str, names: tuple[str, ...], values: Mapping[str, ArrayLike], *, partly: bool = False
-) -> dict[sympy.Symbol, Floats]:
+) -> dict[sympy.Symbol, Array]:
     """Values by symbol, broadcast together.
 
     Names other than `names` are refused, and so are missing ones, unless `partly`.
