@@ -156,8 +156,7 @@ class Verdict:
             "comparisons": [
                 {
                     "what": c.what,
-                    "estimate": c.measured.estimate,
-                    "interval": [c.measured.low, c.measured.high],
+                    **c.measured.to_dict(),
                     "relation": c.relation,
                     "limit": list(c.limit) if isinstance(c.limit, tuple) else c.limit,
                     "ratio": _ratio(c),
@@ -316,7 +315,7 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain data."""
-        gain = {"estimate": self.gain.estimate, "interval": [self.gain.low, self.gain.high]}
+        gain = self.gain.to_dict()
         return {**vars(self), "tied": list(self.tied), "gain": gain, "clips": self.clips}
 
     def __str__(self) -> str:

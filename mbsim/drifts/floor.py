@@ -10,7 +10,7 @@ from scipy import interpolate, optimize
 from mbsim._shared.progress import watched
 from mbsim.drifts.curve import FARTHEST, Curve, Descent, Far, Known, error_of_f
 from mbsim.errors import check_number
-from mbsim.statistics import Interval
+from mbsim.statistics import Interval, interval_of
 
 __all__ = ["floor", "floor_interval"]
 
@@ -49,14 +49,8 @@ def floor_interval(
     rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
     (high, estimate, low), df = _floors(drift, step_size, rate, (-1.0, 0.0, 1.0))
     reach = (high - low) / 2
-    return Interval(
-        estimate=estimate,
-        low=low,
-        high=high,
-        standard_error=reach if math.isfinite(df) and math.isfinite(reach) else 0.0,
-        false_positive_rate=rate,
-        df=df,
-    )
+    error = reach if math.isfinite(df) and math.isfinite(reach) else 0.0
+    return interval_of(estimate, error, df, rate, (low, high))
 
 
 def _floors(

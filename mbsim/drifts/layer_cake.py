@@ -133,8 +133,7 @@ def of_lengths(points: Points, lengths: Array, m: int) -> tuple[Array, Array]:
 
 def _beyond(values: Array) -> Array:
     """The sum of what stands at each place and after it."""
-    total: Array = np.cumsum(values[::-1])[::-1]
-    return total
+    return np.cumsum(values[::-1])[::-1]
 
 
 def _running(values: Array, size: int) -> Array:

@@ -8,7 +8,7 @@ drift measured by other means is one class more. A or M beyond the largest float
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -212,13 +212,7 @@ def tail_of(
     if rank_of(rule, m) is None:
         return None
     sigma, draggers = problem.noise.sigma, problem.draggers
-    quiet = Problem(
-        loss=problem.loss,
-        noise=Gaussian(sigma=0.0),
-        draggers=draggers,
-        benign_dim=problem.benign_dim,
-        start=problem.start,
-    )
+    quiet = replace(problem, noise=Gaussian(sigma=0.0))
     unclipped = rank_of(rule, m) == m - 1
     values = source_of(quiet, rule, batch, m, draws, seed).values(np.ones(1), None)
     if unclipped and not draggers.tilt:

@@ -179,7 +179,8 @@ class StepSample:
             return float(noise.sigma)
         # E[(α⟨ñ, e⟩)²] = E[α] σ_e²/b, since α² σ_e²/(b − k) = α σ_e²/b.
         squares = np.square(self.drawn.noise).mean(axis=1) * (self.micro_batch_size / benign)
-        limit = _estimates(squares, np.shape(np.float64())).high(_UNKNOWN_LAW)
+        mean, error = _summary(squares)
+        limit = Estimates(mean, error, squares.size - 1).high(_UNKNOWN_LAW)
         return min(float(noise.sigma), math.sqrt(float(limit)))
 
     def at(self, grad_norm: ArrayLike) -> StepQuantities:
@@ -329,11 +330,6 @@ def _summary(values: Array) -> Array:
     return np.stack([values.mean(axis=-1), error])
 
 
-def _estimates(values: Array, shape: tuple[int, ...]) -> Estimates:
-    mean, error = _summary(values)
-    return Estimates(mean.reshape(shape), error.reshape(shape), values.size - 1)
-
-
 def step_sample(
     problem: Problem,
     micro_batch_size: int,
@@ -409,14 +405,9 @@ def norms_near_atoms(problem: Problem, micro_batch_size: int) -> Array:
     return np.unique(np.multiply.outer(atoms[-_MOST_ATOMS:], [0.97, 0.995, 1.0, 1.005, 1.03]))
 
 
-# Quantities that must be at most what they are at every r visited, and where they are found; of
-# mean_cosine the bounds want what is at least its values.
-_AT_MOST = {
-    "mean_weight": "weight",
-    "alignment": "alignment",
-    "shortest_benign_share": "shortest_benign_share",
-    "progress_rate": "progress_rate",
-}
+# Quantities that must be at most what they are at every r visited; of mean_cosine the bounds want
+# what is at least its values.
+_AT_MOST = ("mean_weight", "alignment", "shortest_benign_share", "progress_rate")
 
 
 def measured_values(
@@ -474,7 +465,7 @@ def measured_values(
     values: dict[str, float] = {}
     for name in sampled:
         if name in _AT_MOST:
-            estimates: Estimates = getattr(found, _AT_MOST[name])
+            estimates = found.weight if name == "mean_weight" else getattr(found, name)
             values[name] = max(0.0, float(estimates.low(tail).min()))
         else:
             values[name] = min(1.0, float(found.mean_cosine.high(tail).max()))

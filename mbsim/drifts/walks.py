@@ -44,8 +44,7 @@ def squared_length(dimensions: int, k: int, share: Array) -> Array:
     edges = _edges(dimensions, k)
     bin_ = np.searchsorted(_CUTS, share, side="right") - 1
     inside = (share - _CUTS[bin_]) / _WEIGHTS[bin_]
-    found: Array = edges[bin_] + inside * (edges[bin_ + 1] - edges[bin_])
-    return found
+    return edges[bin_] + inside * (edges[bin_ + 1] - edges[bin_])
 
 
 def line_walk(k: int) -> tuple[Array, Array]:

@@ -141,9 +141,9 @@ class Advice:
         return {
             "answer": self.answer.to_dict(),
             "steps": self.steps,
-            "curve": {str(b): _plain(level) for b, level in self.curve.items()},
+            "curve": {str(b): level.to_dict() for b, level in self.curve.items()},
             "rows": [vars(row) for row in self.rows],
-            "noise_scale": str(scale) if isinstance(scale, Refusal) else _plain(scale),
+            "noise_scale": str(scale) if isinstance(scale, Refusal) else scale.to_dict(),
             "snapshots": [
                 {"target_norm": norm, "micro_batch_size": b, "tied": list(tied)}
                 for norm, b, tied in self.snapshots
@@ -424,8 +424,7 @@ def _together(
 
 def _root(squares: Array, norm: float) -> Array:
     """Levels, within what has a logarithm; what has diverged is as high as where that is said."""
-    found: Array = np.sqrt(np.clip(squares, _TINY * norm**2, DIVERGED * norm**2))
-    return found
+    return np.sqrt(np.clip(squares, _TINY * norm**2, DIVERGED * norm**2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -455,8 +454,7 @@ class Prediction:
         return self.last.sizes
 
     def _mean(self, name: str) -> Array:
-        found: Array = np.exp(np.mean([np.log(getattr(one, name)) for one in self.parts], axis=0))
-        return found
+        return np.exp(np.mean([np.log(getattr(one, name)) for one in self.parts], axis=0))
 
     @cached_property
     def levels(self) -> Array:
@@ -672,7 +670,3 @@ def noise_scale(gram: Gram, *, false_positive_rate: float = 0.01) -> Interval | 
     return replace(
         one, estimate=1 / found, low=1 / one.high, high=high, standard_error=error / found**2
     )
-
-
-def _plain(interval: Interval) -> dict[str, Any]:
-    return {"estimate": interval.estimate, "interval": [interval.low, interval.high]}

@@ -173,22 +173,22 @@ class Gram:
                 pieces = _columns_of([projected[:-1]], budget)
             augmented = _product(pieces, goal, budget)
         self._fill(augmented, goal is not None, 0.0 if k is None else math.sqrt(2 / k))
-        _check_rows(np.diagonal(self.matrix))
-        if self.target_norm is not None:
-            _check_target_norm(self.target_norm)
 
     def _fill(self, augmented: Array, targeted: bool, error: float) -> None:
         """Take over a matrix whose last row and column are the target's, if there is one."""
         augmented.setflags(write=False)
         n = len(augmented) - targeted
-        found = {
-            "matrix": augmented[:n, :n],
-            "target_products": augmented[:n, n] if targeted else None,
-            "target_norm": math.sqrt(max(augmented[n, n], 0.0)) if targeted else None,
-            "relative_error": error,
-        }
-        for name, content in found.items():
-            object.__setattr__(self, name, content)
+        vars(self).update(
+            matrix=augmented[:n, :n],
+            target_products=augmented[:n, n] if targeted else None,
+            target_norm=math.sqrt(max(augmented[n, n], 0.0)) if targeted else None,
+            relative_error=error,
+        )
+        _check_rows(np.diagonal(self.matrix))
+        if self.target_norm is not None and not 0 < self.target_norm < math.inf:
+            raise InvalidArgument(
+                f"target has length {self.target_norm:g} and must be longer than 0 and finite"
+            )
 
     @classmethod
     def from_matrix(
@@ -255,9 +255,6 @@ eigenvalue is -1, and its trace 2
         made = cls.__new__(cls)
         error = check_number("relative_error", relative_error, minimum=0)
         made._fill(given, target_products is not None, error)
-        _check_rows(np.diagonal(made.matrix))
-        if made.target_norm is not None:
-            _check_target_norm(made.target_norm)
         return made
 
     @property
@@ -614,11 +611,6 @@ def _check_rows(squares: Array) -> None:
         raise InvalidArgument(
             f"gradients must not all be 0 or shorter than 1e-162; all {squares.size} rows are"
         )
-
-
-def _check_target_norm(norm: float) -> None:
-    if not 0 < norm < math.inf:
-        raise InvalidArgument(f"target has length {norm:g} and must be longer than 0 and finite")
 
 
 def _check_semidefinite(matrix: Array, allowed: float, rule: str) -> None:

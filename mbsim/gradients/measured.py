@@ -151,17 +151,15 @@ class MeasuredProblem:
                 products, norm = _own_target(gram.matrix, name, rows)
         assert products is not None
         assert norm is not None
-        found = {
-            "gram": gram,
-            "target": name,
-            "target_products": products,
-            "target_norm": norm,
-            "replacement": bool(replacement),
-            "smoothness": check_number("smoothness", smoothness, above=0),
-            "_seed": seed,
-        }
-        for key, content in found.items():
-            object.__setattr__(self, key, content)
+        vars(self).update(
+            gram=gram,
+            target=name,
+            target_products=products,
+            target_norm=norm,
+            replacement=bool(replacement),
+            smoothness=check_number("smoothness", smoothness, above=0),
+            _seed=seed,
+        )
         _check_target(self)
 
     @property
@@ -444,13 +442,10 @@ class MeasuredSource:
         """A and M; the covariances over partitions and over examples; df of the former."""
         measured = self.measured
         if self.unclipped:
-            every = [
-                _Replicate(np.zeros(0, np.int64), np.zeros(0), measured.target_norm, measured._pool)
-            ]
-            every += measured._replicates
-            moments = np.array([self._closed(one, r) for one in every])
-            none = np.zeros((2, 2))
-            return moments[0], none, np.cov(moments[1:].T), math.inf
+            own = np.array(self._closed(measured._pool, r - measured.target_norm))
+            every = measured._replicates
+            moments = np.array([self._closed(one.pool, r - one.target_norm) for one in every])
+            return own, np.zeros((2, 2)), np.cov(moments.T), math.inf
         with one_blas_thread():
             means = self._resampled.moments(r, self.rule).reshape(2, _REPLICATES, -1).mean(axis=2)
             examples = np.cov(means)
@@ -465,11 +460,10 @@ class MeasuredSource:
                     break
         return mean, covariance, examples, df
 
-    def _closed(self, one: _Replicate, r: float) -> tuple[float, float]:
-        """A and M without clipping."""
-        shift = r - one.target_norm
-        second = one.pool.squared(self.b * self.m) + shift * (2 * one.pool.along + shift)
-        return one.pool.along + shift, max(second, 0.0)
+    def _closed(self, pool: _Pool, shift: float) -> tuple[float, float]:
+        """A and M without clipping, at r = ‖g‖ + `shift`."""
+        second = pool.squared(self.b * self.m) + shift * (2 * pool.along + shift)
+        return pool.along + shift, max(second, 0.0)
 
     def _rows(self, number: int, r: float) -> Array:
         """Means over epochs of ⟨u, ĝ⟩, ‖u‖² and two numbers whose expectations are 0."""

@@ -448,22 +448,12 @@ class _Field:
         if not (0 < top < math.inf and 0 < bottom < math.inf):
             return statistics.exactly(_quotient(top, bottom))
         if self.size == 1:
-            return _between(top / bottom, 0.0, math.inf, math.inf)
+            return statistics.interval_of(top / bottom, math.inf, 1.0, _RATE, (0.0, math.inf))
         ratios = self._losses[above] / top - self._losses[below] / bottom
         logs = statistics.mean(ratios, false_positive_rate=_RATE)
-        low, high = (top / bottom * math.exp(end) for end in (logs.low, logs.high))
-        return _between(top / bottom, low, high, top / bottom * logs.standard_error, logs.df)
-
-
-def _between(estimate: float, low: float, high: float, error: float, df: float = 1.0) -> Interval:
-    return Interval(
-        estimate=estimate,
-        low=low,
-        high=high,
-        standard_error=error,
-        false_positive_rate=_RATE,
-        df=df,
-    )
+        ratio = top / bottom
+        ends = ratio * math.exp(logs.low), ratio * math.exp(logs.high)
+        return statistics.interval_of(ratio, ratio * logs.standard_error, logs.df, _RATE, ends)
 
 
 def _quotient(top: float, bottom: float) -> float:

@@ -254,8 +254,7 @@ class Together:
                 total[0] += share * self.target_norm + first / self.target_norm
                 total[1] += share**2 * square + 2 * share * first + ((omega @ inner) * omega).sum(2)
                 total[2] += self._clipped(omega)
-        found: Array = np.swapaxes(total, 1, 2) / batches
-        return found
+        return np.swapaxes(total, 1, 2) / batches
 
     def ends(self, step_sizes: Array, steps: int) -> Array:
         """‖v‖² after `steps` steps for every rule, b and ηL, ``[rules, sizes, any]``.
@@ -287,8 +286,7 @@ class Together:
                     total[gone], square[gone], products[gone], e[gone] = np.inf, 1.0, 0.0, 0.0
                 if t >= steps - last:
                     total += square
-        found: Array = np.swapaxes(total.reshape(-1, *step_sizes.shape[::2]), 0, 1) / last
-        return found
+        return np.swapaxes(total.reshape(-1, *step_sizes.shape[::2]), 0, 1) / last
 
     def _weights(self, square: Array, along: Array, inner: Array) -> Array:
         """ω of the batch's examples, ``[sizes, lanes, B]``: each rule has as many lanes."""

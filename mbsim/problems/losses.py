@@ -141,8 +141,7 @@ class LogCosh:
         # log cosh x = x + log((1 + e^-2x)/2) cancels near 0, where it is log(1 + 2 sinh²(x/2)).
         far = size + np.log1p(np.exp(-2 * size)) - np.log(2)
         near = np.log1p(2 * np.square(np.sinh(np.minimum(size, 1) / 2)))
-        total: Array = np.where(size < 1, near, far).sum(axis=-1)
-        return total
+        return np.where(size < 1, near, far).sum(axis=-1)
 
     def gradient(self, w: Array) -> Array:
         """tanh w_i."""
@@ -186,8 +185,7 @@ class Ripple:
 
     def value(self, w: Array) -> Array:
         """½‖w‖² + a Σ sin² w_i."""
-        total: Array = (0.5 * np.square(w) + self.amplitude * np.square(np.sin(w))).sum(axis=-1)
-        return total
+        return (0.5 * np.square(w) + self.amplitude * np.square(np.sin(w))).sum(axis=-1)
 
     def gradient(self, w: Array) -> Array:
         """w_i + a sin 2w_i."""

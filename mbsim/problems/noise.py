@@ -75,8 +75,7 @@ class VectorNoise(Protocol):
 
 def _inverse(counts: NDArray[np.int64]) -> Array:
     """1/ν, and 0 for ν = 0."""
-    inverse: Array = np.minimum(counts, 1) / np.maximum(counts, 1)
-    return inverse
+    return np.minimum(counts, 1) / np.maximum(counts, 1)
 
 
 def _isotropic(
@@ -131,8 +130,7 @@ def facts_of(law: object) -> Facts:
     >>> facts_of(TwoPoint(rare=0.5)).independent, facts_of(StudentT()).along
     (True, None)
     """
-    facts: Facts = declared(law, "facts", Facts())
-    return facts
+    return declared(law, "facts", Facts())
 
 
 def likely_binomial(count: int, probability: float) -> tuple[NDArray[np.int64], Array]:
