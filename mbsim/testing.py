@@ -27,7 +27,7 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim import clipping, statistics
-from mbsim._shared.arrays import Array
+from mbsim._shared.arrays import Array, Integers
 from mbsim._shared.progress import watched
 from mbsim._shared.seeds import child, seed_sequence, states
 from mbsim.compiled.twins import Twin, twin_of
@@ -482,7 +482,7 @@ def check_noise(law: Any, *, rng: int | SeedSequence | Generator = 0, draws: int
 
 # A law's draw in a form of its own, seen as: counts, rng → arrays of the shape of counts, with one
 # more axis for the vectors.
-_Draw = Callable[[NDArray[np.int64], Generator], tuple[Array, ...]]
+_Draw = Callable[[Integers, Generator], tuple[Array, ...]]
 
 
 def _draw_of(law: Any, name: str, n: int) -> _Draw:
@@ -494,7 +494,7 @@ def _draw_of(law: Any, name: str, n: int) -> _Draw:
     assert twin
     function, numbers = twin
 
-    def draw(counts: NDArray[np.int64], rng: Generator) -> tuple[Array, ...]:
+    def draw(counts: Integers, rng: Generator) -> tuple[Array, ...]:
         along, across = np.full((2, counts.size), math.nan)
         with np.errstate(all="ignore"):
             function(counts.ravel(), n, numbers, states(rng, 1)[0], along, across)

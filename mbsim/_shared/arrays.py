@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Integers", "one_blas_thread", "ratio"]
+__all__ = ["Array", "Integers", "Mask", "one_blas_thread", "ratio"]
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager[Any]:

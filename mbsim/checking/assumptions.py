@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import NDArray
 
 from mbsim import statistics
-from mbsim._shared.arrays import Array
+from mbsim._shared.arrays import Array, Mask
 from mbsim._shared.seeds import stream
 from mbsim.clipping import rank_of
 from mbsim.errors import InvalidArgument, check_number, shown
@@ -138,9 +137,7 @@ def _path(run: Any) -> Array:
     return np.concatenate([start[None], (start + shares * (ends - start))[1:], ends[:1]])
 
 
-def _examples(
-    problem: Problem, gradient: Array, batch: int, rng: Generator
-) -> tuple[Array, NDArray[np.bool_]]:
+def _examples(problem: Problem, gradient: Array, batch: int, rng: Generator) -> tuple[Array, Mask]:
     """Examples drawn where the gradient is this, ``[steps, B, d]``, and which are draggers."""
     size = min(batch, _EXAMPLES)
     width = max(2, min(_EXAMPLES, 2**21 // problem.dimension) // size)

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from mbsim import plots
-from mbsim._shared.arrays import Array
+from mbsim._shared.arrays import Array, Integers, Mask
 from mbsim._shared.progress import watched
 from mbsim._shared.values import value
 from mbsim.choosing.sweet_spot import sweet_spot
@@ -38,10 +38,10 @@ class PhaseDiagram:
     batch_size: int
     probabilities: Array
     norm_ratios: Array
-    micro_batch_size: NDArray[np.int64]
+    micro_batch_size: Integers
 
     @property
-    def interior(self) -> NDArray[np.bool_]:
+    def interior(self) -> Mask:
         """bool[rows, columns]: where the best b lies strictly between 1 and B."""
         return (self.micro_batch_size > 1) & (self.micro_batch_size < self.batch_size)
 

@@ -17,16 +17,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import interpolate
 
-from mbsim._shared.arrays import Array
+from mbsim._shared.arrays import Array, Integers, Mask
 from mbsim.drifts.sources import DriftValues, Source, Tail
 from mbsim.statistics import t_quantile
 
 __all__ = ["Curve", "Descent", "Far", "Known", "error_of_f"]
 
-Mask = NDArray[np.bool_]
 
 # Distance of the first nodes in asinh(r/r₀), and of those that are added far out.
 _SPACING, _FAR_SPACING = 0.75, 1.2
@@ -237,7 +235,7 @@ class Descent:
         s, share = self.curve.s, np.arange(between) / between
         return np.append((s[:-1, None] + np.diff(s)[:, None] * share).ravel(), s[-1])
 
-    def interval(self, s: Array) -> NDArray[np.int64]:
+    def interval(self, s: Array) -> Integers:
         """The intervals that places lie in."""
         found = np.searchsorted(self.curve.s, s, side="right") - 1
         return np.clip(found, 0, self.curve.s.size - 2)

@@ -39,7 +39,7 @@ from mbsim.errors import (
     shown,
 )
 from mbsim.methods import Method, MicroBatchClipping, check_method
-from mbsim.problems.noise import NoiseLaw
+from mbsim.problems.noise import why_no_means
 from mbsim.problems.problem import Problem, check_problem
 from mbsim.problems.setting import Setting
 from mbsim.statistics import t_quantile
@@ -235,11 +235,8 @@ def drift(
     method = check_method(method)
     batch = check_integer("batch_size", batch_size, minimum=1)
     m = method.micro_batches(batch)
-    if not isinstance(problem.noise, NoiseLaw):
-        raise InvalidArgument(
-            f"noise={shown(problem.noise)} draws whole vectors (it has no mean_of), and a drift "
-            "needs the law of the mean of ν examples along the gradient and across it"
-        )
+    if reason := why_no_means(problem.noise, "a drift"):
+        raise InvalidArgument(reason)
     aim = check_number("relative_error", relative_error, above=0, below=1)
     draws = check_integer("draws", draws, minimum=1)
     made_of = (problem, method.rule, batch, m, draws, seed_sequence(rng))
@@ -264,8 +261,7 @@ def drifts(
     batch_size: int,
     rule: Rule | None = None,
     rng: int | SeedSequence | Generator = 0,
-    relative_error: float = 1e-3,
-    draws: int = 2**20,
+    **how: Any,
 ) -> dict[int, Drift]:
     """The drift for every micro-batch size: the divisors of the batch size, each with its own.
 
@@ -274,8 +270,7 @@ def drifts(
         batch_size: B.
         rule: the clipping rule; :class:`~mbsim.clipping.SmallestNorm` if none is given.
         rng: as for :func:`drift`.
-        relative_error: as for :func:`drift`.
-        draws: as for :func:`drift`.
+        **how: the other arguments of :func:`drift`.
 
     >>> import mbsim
     >>> problem = mbsim.Problem(
@@ -285,17 +280,12 @@ def drifts(
     >>> {b: round(one.progress(0.1), 3) for b, one in drifts(problem, batch_size=4).items()}
     {1: -0.177, 2: -0.073, 4: 0.095}
     """
-    seed = seed_sequence(rng)
+    seed, rule = seed_sequence(rng), SmallestNorm() if rule is None else rule
+    sizes = divisors(check_integer("batch_size", batch_size, minimum=1))
+    methods = {b: MicroBatchClipping(b, rule=rule) for b in sizes}
     return {
-        b: drift(
-            problem,
-            MicroBatchClipping(b, rule=SmallestNorm() if rule is None else rule),
-            batch_size=batch_size,
-            rng=seed,
-            relative_error=relative_error,
-            draws=draws,
-        )
-        for b in divisors(check_integer("batch_size", batch_size, minimum=1))
+        b: drift(problem, method, batch_size=batch_size, rng=seed, **how)
+        for b, method in methods.items()
     }
 
 

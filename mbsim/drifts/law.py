@@ -21,10 +21,9 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import interpolate, special
 
-from mbsim._shared.arrays import Array
+from mbsim._shared.arrays import Array, Integers
 from mbsim.drifts.walks import line_walk, squared_length
 from mbsim.problems.noise import facts_of, likely_binomial
 from mbsim.problems.problem import Problem
@@ -60,7 +59,7 @@ class Points:
     shared: Array
     norm: Array
     weight: Array
-    part: NDArray[np.int64]
+    part: Integers
     part_weight: Array
 
     def error_of_mean(self, values: Array) -> float:
@@ -89,7 +88,7 @@ def _chi_square(df: int, share: Array) -> Array:
 
 
 @lru_cache(maxsize=4)
-def _sobol_points(size: int) -> tuple[NDArray[np.int64], Array]:
+def _sobol_points(size: int) -> tuple[Integers, Array]:
     """The part of every point, and the points, ``[5, size]``, in the order of their stratum.
 
     Every law draws on the same ones.

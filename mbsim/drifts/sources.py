@@ -15,7 +15,7 @@ import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
-from mbsim._shared.arrays import Array
+from mbsim._shared.arrays import Array, Mask
 from mbsim._shared.progress import watched
 from mbsim._shared.seeds import stream
 from mbsim._shared.values import value
@@ -74,7 +74,7 @@ class DriftValues:
     second_moment_numerical_error: Array
     df: Array
     method: NDArray[np.str_]
-    delivered: NDArray[np.bool_]
+    delivered: Mask
 
     @classmethod
     def of(

@@ -48,7 +48,7 @@ from mbsim.errors import (
     shown,
 )
 from mbsim.problems.micro_batches import MicroBatches, draw_micro_batches
-from mbsim.problems.noise import NoiseLaw, facts_of
+from mbsim.problems.noise import facts_of, why_no_means
 from mbsim.problems.problem import Problem, check_problem
 from mbsim.statistics import t_quantile
 
@@ -370,11 +370,8 @@ def step_sample(
     check_problem(problem)
     m = check_divides(micro_batch_size, batch_size)
     draws = check_integer("draws", draws, minimum=1)
-    if not isinstance(problem.noise, NoiseLaw):
-        raise InvalidArgument(
-            f"noise={shown(problem.noise)} draws whole vectors (it has no mean_of), and a step "
-            "sample needs the mean of ν examples along the gradient and across it"
-        )
+    if reason := why_no_means(problem.noise, "a step sample"):
+        raise InvalidArgument(reason)
     if tilt := problem.draggers.tilt:
         raise InvalidArgument(
             f"draggers.tilt={shown(tilt)} must be 0, for the theorems that need this sample "

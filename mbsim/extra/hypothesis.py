@@ -39,7 +39,7 @@ except ImportError:
         name="hypothesis",
     ) from None
 
-from mbsim._shared.arrays import Array
+from mbsim._shared.arrays import Array, Mask
 from mbsim.clipping import (
     FixedNorm,
     NoClipping,
@@ -624,7 +624,7 @@ class LabelledGradients(NamedTuple):
     """
 
     gradients: Array
-    is_dragger: NDArray[np.bool_]
+    is_dragger: Mask
     norm_ratio: float
 
 

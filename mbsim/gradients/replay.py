@@ -29,9 +29,8 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import NDArray
 
-from mbsim._shared.arrays import Array, Integers, one_blas_thread
+from mbsim._shared.arrays import Array, Integers, Mask, one_blas_thread
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim.clipping import Rule
@@ -165,7 +164,7 @@ class _Lane:
             "stalled_at": stalled_at,
         }
 
-    def _step(self, members: Integers) -> NDArray[np.bool_]:
+    def _step(self, members: Integers) -> Mask:
         """One step on batches ``[lane, m, b]``; returns which replicates stand still."""
         lane, m, b = members.shape
         flat = members.reshape(lane, m * b)

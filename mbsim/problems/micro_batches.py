@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
-from scipy import special
 
-from mbsim._shared.arrays import Array
+from mbsim._shared.arrays import Array, Integers
 from mbsim._shared.seeds import states
 from mbsim._shared.values import value
 from mbsim.compiled.twins import Twin, twin_of
+from mbsim.problems.noise import binomial
 from mbsim.problems.problem import Problem
 
 __all__ = ["MicroBatches", "draw_micro_batches", "draw_rows", "numbers_of", "table_of"]
@@ -69,7 +68,7 @@ def draw_micro_batches(
 
 def draw_rows(
     problem: Problem, law: Twin | None, b: int, count: int, state: Any, rng: Generator
-) -> tuple[NDArray[np.int64], Array]:
+) -> tuple[Integers, Array]:
     """`count` micro-batches as the compiled step holds them: benign examples in each, and rows.
 
     Everything comes from the stream `state`, but for a noise law without the twin `law`, whose
@@ -100,7 +99,7 @@ def numbers_of(problem: Problem, m: int, b: int) -> tuple[tuple[int, ...], tuple
 
 
 @lru_cache
-def table_of(b: int, probability: float) -> tuple[NDArray[np.int64], Array]:
+def table_of(b: int, probability: float) -> tuple[Integers, Array]:
     """The table of aliases (Walker, 1977; Vose, 1991) of b − k, k ~ Binomial(b, p).
 
     Returns:
@@ -108,8 +107,7 @@ def table_of(b: int, probability: float) -> tuple[NDArray[np.int64], Array]:
         a probability below 1e-25 are left out.
     """
     k = np.arange(b + 1)
-    ways = special.gammaln(b + 1) - special.gammaln(k + 1) - special.gammaln(b - k + 1)
-    weights = np.exp(ways + special.xlogy(k, probability) + special.xlog1py(b - k, -probability))
+    weights = binomial(b, probability, k)
     k, weights = k[weights > 1e-25], weights[weights > 1e-25]
     values, chances = np.array([b - k, b - k]), weights * (k.size / weights.sum())
     short = [i for i, chance in enumerate(chances) if chance < 1]

@@ -20,15 +20,14 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import NDArray
 
-from mbsim._shared.arrays import Array
+from mbsim._shared.arrays import Array, Mask
 from mbsim._shared.seeds import states, stream
 from mbsim.clipping import NoClipping
 from mbsim.compiled.twins import Twin, twin_of
 from mbsim.errors import InvalidArgument
 from mbsim.problems.micro_batches import draw_rows, numbers_of, table_of
-from mbsim.problems.noise import NoiseLaw
+from mbsim.problems.noise import why_no_means
 from mbsim.problems.problem import Problem
 from mbsim.problems.setting import Setting
 
@@ -73,12 +72,7 @@ class ExactLaw:
     @classmethod
     def why_not(cls, problem: Problem) -> str | None:
         """Why this engine does not apply to `problem`; None where it does."""
-        if isinstance(problem.noise, NoiseLaw):
-            return None
-        return (
-            f"noise={problem.noise!r} draws whole vectors (it has no mean_of), and this engine "
-            "needs the law of the mean of ν examples along the gradient and across it"
-        )
+        return why_no_means(problem.noise, "this engine")
 
     @classmethod
     def lane_width(cls, problem: Problem, batch_size: int, micro_batches: int) -> int:  # noqa: ARG003
@@ -102,7 +96,7 @@ class ExactLaw:
         width = cls.lane_width(problem, batch_size, micro_batches)
         return 32 * width * _numbers_per_step(problem, micro_batches)
 
-    def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_]]:
+    def update(self, gradient: Array) -> tuple[Array, Mask]:
         """One update for each replicate, and which of them stand still because ρ = 0.
 
         Args:

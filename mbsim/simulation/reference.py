@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
-from mbsim._shared.arrays import Array
+from mbsim._shared.arrays import Array, Mask
 from mbsim.errors import InvalidArgument
 from mbsim.problems.lengths import norms_of
 from mbsim.problems.problem import Problem
@@ -68,7 +67,7 @@ class Reference:
         width = cls.lane_width(problem, batch_size, micro_batches)
         return 28 * width * batch_size * problem.dimension
 
-    def update(self, gradient: Array) -> tuple[Array, NDArray[np.bool_]]:
+    def update(self, gradient: Array) -> tuple[Array, Mask]:
         """One update for each replicate, and which of them stand still because ρ = 0.
 
         Args:

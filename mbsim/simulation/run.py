@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import NDArray
 
 from mbsim import clipping, plots, statistics
 from mbsim._shared import records, tables
-from mbsim._shared.arrays import Array
+from mbsim._shared.arrays import Array, Integers, Mask
 from mbsim._shared.memory import free_memory
 from mbsim._shared.processes import processors
 from mbsim._shared.progress import progress
@@ -125,13 +124,13 @@ class Run:
     step_size: float
     engine: str
     seed: tuple[int, tuple[int, ...]]
-    steps: NDArray[np.int64]
+    steps: Integers
     grad_norm_sq: Array
     loss: Array
     final_w: Array
     mean_grad_norm_sq: Array
-    diverged_at: NDArray[np.int64]
-    stalled_at: NDArray[np.int64]
+    diverged_at: Integers
+    stalled_at: Integers
     recipe: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -159,12 +158,12 @@ class Run:
         }
 
     @property
-    def diverged(self) -> NDArray[np.bool_]:
+    def diverged(self) -> Mask:
         """bool[replicates]: which replicates diverged."""
         return self.diverged_at >= 0
 
     @property
-    def stalled(self) -> NDArray[np.bool_]:
+    def stalled(self) -> Mask:
         """bool[replicates]: which replicates stood still for at least one step."""
         return self.stalled_at >= 0
 
@@ -486,7 +485,7 @@ def simulate(
     )
 
 
-def recorded_steps(steps: int, every: int) -> NDArray[np.int64]:
+def recorded_steps(steps: int, every: int) -> Integers:
     """The steps at which something is recorded: 0, every so many, and the last."""
     return np.unique(np.append(np.arange(0, steps + 1, every), steps))
 
@@ -594,7 +593,7 @@ class _Plan:
     setting: Setting
     replicates: int
     seed: SeedSequence
-    recorded: NDArray[np.int64]
+    recorded: Integers
     engine: type[Reference | ExactLaw]
     width: int
     first_lane: int

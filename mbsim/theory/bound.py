@@ -14,6 +14,7 @@ import numpy as np
 import sympy
 from numpy.typing import ArrayLike, NDArray
 
+from mbsim._shared.arrays import Mask
 from mbsim.errors import InvalidArgument, shown
 from mbsim.theory.formula import Formula, as_latex, as_text, numbers_of
 from mbsim.theory.parser import parse_formula
@@ -122,7 +123,7 @@ class Bound(Formula):
         """The expression, and the relations of the conditions."""
         return (self.expression, *(condition.relation for condition in self.conditions))
 
-    def holds(self, **values: ArrayLike) -> bool | NDArray[np.bool_]:
+    def holds(self, **values: ArrayLike) -> bool | Mask:
         """Whether the settings satisfy the conditions; :meth:`evaluate` does not ask.
 
         Args:
@@ -207,18 +208,14 @@ def formula_bound(
     text: str,
     *,
     kind: str = "upper bound",
-    name: str | None = None,
     assumptions: tuple[str, ...] = (),
-    source: str = "entered by the user",
 ) -> Bound:
     """A user's formula for the average of E‖∇L(w_t)‖² over the steps, as a Bound.
 
     Args:
         text: as for :func:`~mbsim.theory.parser.parse_formula`.
         kind: what it claims to be: "upper bound", "lower bound", "limit" or "estimate".
-        name: what tables and messages call it; the text itself unless told.
         assumptions: what it assumes, a sentence each.
-        source: where it is from.
 
     >>> clean = formula_bound("2*sqrt(2*Delta*L*sigma**2/(B*T))")
     >>> setting = dict(initial_gap=1, smoothness=1, sigma=1, batch_size=2)
@@ -226,11 +223,11 @@ def formula_bound(
     array([0.2, 0.1])
     """
     return Bound(
-        name=text if name is None else name,
+        name=text,
         expression=parse_formula(text),
         kind=kind,
         assumptions=assumptions,
-        source=source,
+        source="entered by the user",
     )
 
 
