@@ -11,15 +11,12 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mbsim import plots
 from mbsim._shared.values import set_field
 from mbsim.errors import InvalidArgument, shown
 from mbsim.statistics import Interval
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["Answer", "Comparison", "Refusal", "Verdict"]
 
@@ -170,7 +167,7 @@ class Verdict:
             "details": dict(self.details),
         }
 
-    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+    def plot(self, ax: plots.Axes | None = None, **style: Any) -> plots.Axes:
         """Every comparison: the estimate with its interval, and shaded the side that is claimed.
 
         So a bound held against a run draws itself: ``mbsim.check(bound, run).plot()``. The axis is

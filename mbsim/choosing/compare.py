@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.random import Generator, SeedSequence
 
@@ -18,9 +18,6 @@ from mbsim.methods import Method
 from mbsim.problems.problem import Problem, check_problem
 from mbsim.simulation.run import Run, choose_engine, simulate
 from mbsim.statistics import Interval
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["MethodComparison", "compare"]
 
@@ -62,7 +59,9 @@ class MethodComparison:
             )
         return self.runs[index]
 
-    def plot(self, ax: Axes | None = None, *, quantity: str = "grad_norm_sq", **style: Any) -> Axes:
+    def plot(
+        self, ax: plots.Axes | None = None, *, quantity: str = "grad_norm_sq", **style: Any
+    ) -> plots.Axes:
         """Every run's mean over replicates against the step, with 99 % bands: :meth:`Run.plot`."""
         with plots.on(ax) as axes:
             for run in self.runs:

@@ -18,7 +18,6 @@ from mbsim.problems.problem import Problem, check_problem
 
 if TYPE_CHECKING:
     import xarray
-    from matplotlib.axes import Axes
 
 __all__ = ["PhaseDiagram", "phase_diagram"]
 
@@ -45,7 +44,7 @@ class PhaseDiagram:
         """bool[rows, columns]: where the best b lies strictly between 1 and B."""
         return (self.micro_batch_size > 1) & (self.micro_batch_size < self.batch_size)
 
-    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+    def plot(self, ax: plots.Axes | None = None, **style: Any) -> plots.Axes:
         """The best b in a cell for each p and c, dark for small b; "SGD" where b = B.
 
         Args:

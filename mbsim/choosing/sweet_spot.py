@@ -34,7 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
@@ -58,9 +58,6 @@ from mbsim.problems.problem import Problem, check_problem
 from mbsim.problems.setting import Setting
 from mbsim.simulation.run import Run, run_setting
 from mbsim.verdicts import Answer, Refusal
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["CRITERIA", "SweetSpot", "sweet_spot"]
 
@@ -142,7 +139,7 @@ class SweetSpot:
             },
         }
 
-    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+    def plot(self, ax: plots.Axes | None = None, **style: Any) -> plots.Axes:
         """The curve over b: the best ringed, those tied filled, others hollow, × for no value.
 
         Means over runs have their 99 % intervals; the other criteria are not random.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
@@ -43,9 +43,6 @@ from mbsim.problems.noise import why_no_means
 from mbsim.problems.problem import Problem, check_problem
 from mbsim.problems.setting import Setting
 from mbsim.statistics import t_quantile
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["Drift", "DriftValues", "drift", "drifts"]
 
@@ -100,13 +97,13 @@ class Drift(Known):
 
     def plot(
         self,
-        ax: Axes | None = None,
+        ax: plots.Axes | None = None,
         *,
         quantity: str = "progress",
         step_size: float | None = None,
         grad_norm: ArrayLike | None = None,
         **style: Any,
-    ) -> Axes:
+    ) -> plots.Axes:
         """A(r), M(r) or, with a step size, what a step gains, against the gradient norm r.
 
         The band is the 99 % interval of a sample with the numerical error; where A and M are exact

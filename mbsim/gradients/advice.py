@@ -19,12 +19,12 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
 
-from mbsim import statistics
+from mbsim import plots, statistics
 from mbsim._shared import tables
 from mbsim._shared.arrays import Array
 from mbsim._shared.progress import progress, watched
@@ -37,9 +37,6 @@ from mbsim.gradients.replay import Together
 from mbsim.simulation.run import DIVERGED
 from mbsim.statistics import Interval
 from mbsim.verdicts import Answer, Refusal
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["TARGETS", "Advice", "AdviceRow", "Prediction", "Replayed", "advise", "noise_scale"]
 
@@ -183,15 +180,13 @@ class Advice:
         title = ". ".join([self.answer.question, self.answer.advice, self.reason, *self._notes()])
         return tables.as_html(self._cells(), head=_HEAD, caption=title)
 
-    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+    def plot(self, ax: plots.Axes | None = None, **style: Any) -> plots.Axes:
         """The predicted final gradient norm over b, a curve for each rule.
 
         Args:
             ax: where to draw; a new figure unless told.
             **style: properties of the lines, such as ``linewidth``.
         """
-        from mbsim import plots
-
         with plots.on(ax) as axes:
             for number, rule in enumerate(dict.fromkeys(row.rule for row in self.rows)):
                 rows = [row for row in self.rows if row.rule == rule]

@@ -16,7 +16,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
@@ -40,9 +40,6 @@ from mbsim.errors import (
 from mbsim.methods import MicroBatchClipping
 from mbsim.statistics import Interval
 from mbsim.verdicts import Answer
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["Candidate", "Race", "Rung", "grid", "race"]
 
@@ -219,7 +216,7 @@ class Race:
     def _repr_html_(self) -> str:
         return tables.as_html(self._rows(), head=_HEAD, caption=self.answer.advice)
 
-    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+    def plot(self, ax: plots.Axes | None = None, **style: Any) -> plots.Axes:
         """The lowest held-out loss of every b against steps, as far as it was raced.
 
         Args:

@@ -43,7 +43,6 @@ from mbsim.simulation.reference import Reference
 
 if TYPE_CHECKING:
     import xarray
-    from matplotlib.axes import Axes
 
 __all__ = ["Run", "choose_engine", "draw_updates", "run_setting", "simulate"]
 
@@ -192,7 +191,9 @@ class Run:
         unit = unit_of(np.abs(field).max(axis=0))
         return field / unit, unit
 
-    def plot(self, ax: Axes | None = None, *, quantity: str = "grad_norm_sq", **style: Any) -> Axes:
+    def plot(
+        self, ax: plots.Axes | None = None, *, quantity: str = "grad_norm_sq", **style: Any
+    ) -> plots.Axes:
         """The mean over replicates against the step, with its 99 % interval as a band.
 
         Args:
