@@ -29,15 +29,7 @@ from mbsim.drifts import certificate
 from mbsim.drifts import floor as floors
 from mbsim.drifts.curve import MOST_NODES, Known
 from mbsim.drifts.sources import DriftValues, source_of, tail_of
-from mbsim.errors import (
-    InvalidArgument,
-    check_array,
-    check_finite,
-    check_integer,
-    check_number,
-    divisors,
-    shown,
-)
+from mbsim.errors import InvalidArgument, check_array, check_integer, check_number, divisors, shown
 from mbsim.methods import Method, MicroBatchClipping, check_method
 from mbsim.problems.noise import why_no_means
 from mbsim.problems.problem import Problem, check_problem
@@ -77,8 +69,7 @@ class Drift(Known):
         Raises:
             InvalidArgument: for gradient norms that are negative, not finite or no numbers.
         """
-        r = check_array("grad_norm", grad_norm)
-        check_finite("grad_norm", r)
+        r = check_array("grad_norm", grad_norm, finite=True)
         if r.min() < 0:
             raise InvalidArgument(f"grad_norm={shown(grad_norm)} must be at least 0")
         aim = self.relative_error

@@ -42,7 +42,6 @@ from mbsim.errors import (
     InvalidArgument,
     check_array,
     check_divides,
-    check_finite,
     check_integer,
     check_number,
     shown,
@@ -196,8 +195,7 @@ class StepSample:
         Raises:
             InvalidArgument: for gradient norms that are not above 0, not finite or no numbers.
         """
-        r = check_array("grad_norm", grad_norm)
-        check_finite("grad_norm", r)
+        r = check_array("grad_norm", grad_norm, finite=True)
         if r.min() <= 0:
             raise InvalidArgument(f"grad_norm={shown(grad_norm)} must be above 0")
         found = [_summary(self._quantities(one)) for one in r.ravel().tolist()]

@@ -220,11 +220,10 @@ class Gram:
         mbsim.errors.InvalidArgument: matrix must be positive semidefinite; its smallest \
 eigenvalue is -1, and its trace 2
         """
-        given = check_array("matrix", matrix, ndim=2)
+        given = check_array("matrix", matrix, ndim=2, finite=True)
         n = len(given)
         if given.shape != (n, n):
             raise InvalidArgument(f"matrix has shape {given.shape} and must be square")
-        check_finite("matrix", given)
         kind = as_numbers("matrix", matrix).dtype
         roundings = _ROUNDINGS * float(np.finfo(kind).eps) if kind.kind == "f" else 0.0
         allowed = max(_ROUNDING, roundings) * float(np.abs(np.diagonal(given)).sum())
@@ -237,8 +236,7 @@ eigenvalue is -1, and its trace 2
             raise InvalidArgument("target_products and target_norm must be given together")
         _check_semidefinite(given, allowed, "matrix must be positive semidefinite")
         if target_products is not None:
-            products = check_array("target_products", target_products, ndim=1)
-            check_finite("target_products", products)
+            products = check_array("target_products", target_products, ndim=1, finite=True)
             if products.size != n:
                 raise InvalidArgument(
                     f"target_products has {products.size} values and must have one for each of "

@@ -33,14 +33,7 @@ from mbsim._shared.values import value
 from mbsim.clipping import Rule, rank_of
 from mbsim.drifts.drift import Drift
 from mbsim.drifts.sources import DriftValues, Tail, regressed
-from mbsim.errors import (
-    InvalidArgument,
-    check_array,
-    check_finite,
-    check_integer,
-    check_number,
-    shown,
-)
+from mbsim.errors import InvalidArgument, check_array, check_integer, check_number, shown
 from mbsim.gradients.gram import Gram, products_of
 from mbsim.methods import Method, check_method
 
@@ -411,8 +404,7 @@ class MeasuredSource:
         Args:
             grad_norm: r ≥ 0, a number or an array of any shape.
         """
-        r = check_array("grad_norm", grad_norm)
-        check_finite("grad_norm", r)
+        r = check_array("grad_norm", grad_norm, finite=True)
         found = [self._one(one, None) for one in r.ravel().tolist()]
         errors = [[np.sqrt(np.diag(part)) for part in parts] for _, *parts, _ in found]
         partitions, examples = np.moveaxis(np.array(errors), 0, -1).reshape(2, 2, *r.shape)

@@ -15,14 +15,7 @@ import numpy as np
 from mbsim._shared.arrays import Array
 from mbsim._shared.values import set_field, value
 from mbsim.compiled.twins import Twin
-from mbsim.errors import (
-    InvalidArgument,
-    check_array,
-    check_finite,
-    check_integer,
-    check_number,
-    shown,
-)
+from mbsim.errors import InvalidArgument, check_array, check_integer, check_number, shown
 
 __all__ = ["LogCosh", "Loss", "Quadratic", "Ripple"]
 
@@ -76,8 +69,7 @@ class Quadratic:
     minimum = 0.0
 
     def __post_init__(self) -> None:
-        eigenvalues = check_array("eigenvalues", self.eigenvalues, ndim=1)
-        check_finite("eigenvalues", eigenvalues)
+        eigenvalues = check_array("eigenvalues", self.eigenvalues, ndim=1, finite=True)
         if eigenvalues.min() < 0 or eigenvalues.max() == 0:
             raise InvalidArgument(
                 f"eigenvalues go from {eigenvalues.min():g} to {eigenvalues.max():g} and must be "
