@@ -219,27 +219,26 @@ def drift(
         return problem.drift(
             method, batch_size=batch_size, rng=rng, relative_error=relative_error, draws=draws
         )
-    problem = check_problem(problem)
-    method = check_method(method)
-    batch = check_integer("batch_size", batch_size, minimum=1)
-    m = method.micro_batches(batch)
+    problem, method = check_problem(problem), check_method(method)
+    setting = Setting(problem, method, check_integer("batch_size", batch_size, minimum=1))
+    b = setting.micro_batch_size
     if reason := why_no_means(problem.noise, "a drift"):
         raise InvalidArgument(reason)
     aim = check_number("relative_error", relative_error, above=0, below=1)
     draws = check_integer("draws", draws, minimum=1)
-    made_of = (problem, method.rule, batch, m, draws, seed_sequence(rng))
-    source = source_of(*made_of)
+    seed = seed_sequence(rng)
+    source = source_of(setting, draws, seed)
     return Drift(
         source=source,
         most_nodes=min(MOST_NODES, getattr(source, "most_norms", MOST_NODES)),
         smoothness=problem.smoothness,
         initial_gap=problem.initial_gap,
-        tail=tail_of(*made_of),
+        tail=tail_of(setting, draws, seed),
         largest_grad_norm=getattr(problem.loss, "largest_grad_norm", math.inf),
         relative_error=aim,
-        scale=problem.noise.sigma / math.sqrt(problem.benign_dim * (batch // m)),
+        scale=problem.noise.sigma / math.sqrt(problem.benign_dim * b),
         noise_size=problem.noise.sigma,
-        settings=Setting(problem, method, batch).quantities(),
+        settings=setting.quantities(),
     )
 
 

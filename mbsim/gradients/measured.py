@@ -205,7 +205,7 @@ class MeasuredProblem:
             )
         aim = check_number("relative_error", relative_error, above=0, below=1)
         most = check_integer("draws", draws, minimum=1)
-        source = MeasuredSource(self, method.rule, batch, m, most, seed_sequence(rng))
+        source = MeasuredSource(self, method, batch, most, seed_sequence(rng))
         spread = float(np.std(self.target_products)) / self.target_norm
         noise = math.sqrt(self._pool.deviation(1, self.target_norm))
         return Drift(
@@ -345,8 +345,8 @@ class MeasuredSource:
 
     Args:
         measured: the problem.
-        rule: the clipping rule; `batch`: B; `m`: micro-batches; `draws`: the most of them for one
-            value; `seed`: what partitions are drawn from.
+        method: the method; `batch`: B; `draws`: the most micro-batches for one value; `seed`: what
+            partitions are drawn from.
 
     >>> import mbsim
     >>> gradients = np.random.default_rng(0).standard_normal((64, 4)) + 1
@@ -360,14 +360,14 @@ class MeasuredSource:
     def __init__(
         self,
         measured: MeasuredProblem,
-        rule: Rule,
+        method: Method,
         batch: int,
-        m: int,
         draws: int,
         seed: SeedSequence,
     ) -> None:
-        self.measured, self.rule, self.m, self.b = measured, rule, m, batch // m
-        self.unclipped = rank_of(rule, m) == m - 1
+        m = method.micro_batches(batch)
+        self.measured, self.rule, self.m, self.b = measured, method.rule, m, batch // m
+        self.unclipped = rank_of(self.rule, m) == m - 1
         # An epoch: what a random order of the examples has room for.
         self._per_epoch = max(1, min(measured.examples // batch, _LONGEST_EPOCH))
         steps = min(_MICRO_BATCHES // m, _PRODUCTS // batch**2, _MOST_STEPS)
