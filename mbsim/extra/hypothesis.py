@@ -29,15 +29,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-try:
+from mbsim._shared.extras import needed
+
+with needed("mbsim.extra.hypothesis", "Hypothesis", extra="testing", name="hypothesis"):
     from hypothesis import strategies as st
     from hypothesis.extra.numpy import arrays
     from hypothesis.strategies import DrawFn, SearchStrategy
-except ImportError:
-    raise ModuleNotFoundError(
-        "mbsim.extra.hypothesis needs Hypothesis: pip install 'microbatch-clipping[testing]'",
-        name="hypothesis",
-    ) from None
 
 from mbsim._shared.arrays import Array, Mask
 from mbsim.clipping import (
