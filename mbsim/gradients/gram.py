@@ -62,6 +62,9 @@ _BLOCK, _COST = 2**23, 16
 _ROWS = 32
 # A matrix may be off by this share of its trace (of float64; or by so many roundings of its type).
 _ROUNDING, _ROUNDINGS = 1e-10, 32
+_ROWS_KEPT = (
+    "the rows that are kept; take a smaller project=k, or give blocks of coordinates or a file"
+)
 _RULE = "an .npy file of real numbers, [examples, coordinates] (pickle is never loaded)"
 
 
@@ -476,10 +479,7 @@ def _product(pieces: Iterable[NDArray[Any]], target: Array | None, budget: int) 
     first = next(checked)
     n = len(first[0])
     rows = n + (target is not None)
-    if budget < _COST * rows:
-        raise InvalidArgument(
-            f"budget={budget} must be at least {_COST * rows}, for one coordinate of every example"
-        )
+    check_budget(budget, _COST * rows, "one coordinate of every example")
     width, used = _width(rows, budget), 0
     product, block = np.zeros((rows, rows)), np.empty((rows, width))
     for piece, goal in itertools.chain([first], checked):
@@ -520,7 +520,7 @@ def _projected(
     at, signs, shift = 0, np.zeros(k), 0
     for piece, goal in _checked(pieces, target):
         if not len(found):
-            _check_room(8 * k * (len(piece) + 1), budget)
+            check_budget(budget, 8 * k * (len(piece) + 1), _ROWS_KEPT)
             found = np.zeros((len(piece) + 1, k))
         for start, end in _cuts(at, piece.shape[1], k):
             number, inside = divmod(at + start, k)
@@ -579,21 +579,19 @@ def _kept_rows(
                 f"{rows[-1].shape[1]} in block {number}"
             )
         held += rows[-1].nbytes
-        _check_room(held, budget)
+        check_budget(budget, held, _ROWS_KEPT)
     if not rows:
         raise InvalidArgument("gradients has no blocks and must have at least one")
     return rows, goal
 
 
-def _check_room(needed: int, budget: int) -> None:
-    if needed > budget:
-        raise InvalidArgument(
-            f"budget={budget} must be at least {needed} bytes for the rows that are kept; take a "
-            "smaller project=k, or give blocks of coordinates or a file"
-        )
-
-
 # ---------------------------------------------------------------------------- checks
+
+
+def check_budget(budget: int, needed: int, what: str) -> None:
+    """Refuse a budget that is less than what is needed."""
+    if needed > budget:
+        raise InvalidArgument(f"budget={budget} must be at least {needed} bytes for {what}")
 
 
 def _check_rows(squares: Array) -> None:

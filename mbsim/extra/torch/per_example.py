@@ -32,7 +32,7 @@ from mbsim._shared.progress import Progress, progress
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.extra.torch.accumulate import check_untied
-from mbsim.gradients.gram import Gram
+from mbsim.gradients.gram import Gram, check_budget
 
 __all__ = ["per_example_gradients"]
 
@@ -151,9 +151,11 @@ def per_example_gradients(
     if rows:
         if not (target is None and sketch is None):
             raise InvalidArgument("rows=True must go without target and sketch")
-        _check_rows(n * width * source.dtype.itemsize, budget)
+        size = n * width * source.dtype.itemsize
+        check_budget(budget, size, "all rows; leave out rows=True")
     elif sketch is not None:
-        _check_sketch(sketch, n, budget)
+        size = 8 * check_integer("sketch", sketch, minimum=1) * (n + 1)
+        check_budget(budget, size, f"{n} gradients projected to sketch={sketch} coordinates")
     else:
         width = _width(n, source, budget)
     total = n * math.ceil(source.coordinates / width) + (len(held_out) if held_out else 0)
@@ -477,29 +479,10 @@ def _check_model(model: Any) -> None:
     )
 
 
-def _check_rows(needed: int, budget: int) -> None:
-    if needed > budget:
-        raise InvalidArgument(
-            f"budget={budget} must be at least {needed} bytes for all rows; leave out rows=True"
-        )
-
-
-def _check_sketch(sketch: Any, n: int, budget: int) -> None:
-    needed = 8 * check_integer("sketch", sketch, minimum=1) * (n + 1)
-    if needed > budget:
-        raise InvalidArgument(
-            f"budget={budget} must be at least {needed} bytes for {n} gradients projected to "
-            f"sketch={sketch} coordinates"
-        )
-
-
 def _width(n: int, source: _Source, budget: int) -> int:
     """How many coordinates of all n gradients half of the budget holds."""
     size = n * source.dtype.itemsize
     needed = 2 * max(size * math.ceil(source.coordinates / _PASSES), 16 * (n + 1))
-    if budget < needed:
-        raise InvalidArgument(
-            f"budget={budget} must be at least {needed} bytes, for {n} gradients of "
-            f"{source.coordinates} coordinates in {_PASSES} passes; or take sketch=k"
-        )
+    what = f"{n} gradients of {source.coordinates} coordinates in {_PASSES} passes"
+    check_budget(budget, needed, f"{what}; or take sketch=k")
     return min(source.coordinates, budget // 2 // size)
