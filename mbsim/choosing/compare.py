@@ -16,7 +16,8 @@ from mbsim.choosing.tuning import step_size_for
 from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.methods import Method
 from mbsim.problems.problem import Problem, check_problem
-from mbsim.simulation.run import Run, choose_engine, simulate
+from mbsim.problems.setting import Setting
+from mbsim.simulation.run import Run, choose_engine, run_setting
 from mbsim.statistics import Interval
 
 __all__ = ["MethodComparison", "compare"]
@@ -136,17 +137,8 @@ def compare(
         η = step_size_for(
             problem, method, batch_size=batch_size, step_size=step_size, steps=steps, rng=seed
         )
-        run = simulate(
-            problem,
-            method,
-            batch_size=batch_size,
-            step_size=η,
-            steps=steps,
-            replicates=replicates,
-            rng=seed if paired else child(seed, number),
-            record_every=record_every,
-            engine=engine,
-            threads=threads,
-        )
-        runs.append(run)
+        of = Setting(problem, method, batch_size, η, steps)
+        own = seed if paired else child(seed, number)
+        how = {"record_every": record_every, "engine": engine, "threads": threads}
+        runs.append(run_setting(of, replicates=replicates, rng=own, **how))
     return MethodComparison(runs=tuple(runs), paired=paired)

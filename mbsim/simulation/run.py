@@ -514,9 +514,9 @@ def made(
 
 
 def run_setting(
-    setting: Setting, *, replicates: int, rng: int | SeedSequence | Generator, record_every: int = 1
+    setting: Setting, *, replicates: int, rng: int | SeedSequence | Generator, **how: Any
 ) -> Run:
-    """A run of `setting`: :func:`simulate` with what it says.
+    """A run of `setting`: :func:`simulate` with what it says, and `how` as that has it.
 
     >>> import mbsim, numpy as np
     >>> problem = mbsim.Problem(loss=mbsim.losses.LogCosh(4), noise=mbsim.noise.Gaussian(),
@@ -533,7 +533,7 @@ def run_setting(
         steps=setting.steps,
         replicates=replicates,
         rng=rng,
-        record_every=record_every,
+        **how,
     )
 
 

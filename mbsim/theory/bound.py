@@ -208,6 +208,7 @@ def formula_bound(
     text: str,
     *,
     kind: str = "upper bound",
+    name: str | None = None,
     assumptions: tuple[str, ...] = (),
 ) -> Bound:
     """A user's formula for the average of E‖∇L(w_t)‖² over the steps, as a Bound.
@@ -215,6 +216,7 @@ def formula_bound(
     Args:
         text: as for :func:`~mbsim.theory.parser.parse_formula`.
         kind: what it claims to be: "upper bound", "lower bound", "limit" or "estimate".
+        name: what tables and messages call it; the text itself unless told.
         assumptions: what it assumes, a sentence each.
 
     >>> clean = formula_bound("2*sqrt(2*Delta*L*sigma**2/(B*T))")
@@ -223,7 +225,7 @@ def formula_bound(
     array([0.2, 0.1])
     """
     return Bound(
-        name=text,
+        name=text if name is None else name,
         expression=parse_formula(text),
         kind=kind,
         assumptions=assumptions,
