@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -475,18 +475,14 @@ class Prediction:
 
     def interval(self, above: int, below: int | None = None, rate: float = _RATE) -> Interval:
         """The level of a b with the first rule, or its quotient by another's, by logarithms."""
-        middle, each = np.log(self.levels[0, above]), np.log(self.resampled[:, above])
+        levels, samples = np.log(self.levels[0]), np.log(self.resampled)
+        middle, each = levels[above], samples[:, above]
         if below is not None:
-            middle, each = (
-                middle - np.log(self.levels[0, below]),
-                each - np.log(self.resampled[:, below]),
-            )
+            middle, each = middle - levels[below], each - samples[:, below]
         error, df = float(each.std(ddof=1)), each.size - 1
         found = statistics.from_error(float(middle), error, df, false_positive_rate=rate)
         estimate, low, high = (math.exp(x) for x in (middle, found.low, found.high))
-        return replace(
-            found, estimate=estimate, low=low, high=high, standard_error=estimate * error
-        )
+        return statistics.interval_of(estimate, estimate * error, df, rate, (low, high))
 
     def best(self) -> tuple[int, tuple[int, ...]]:
         """For the first rule, the place of the lowest b, and of all that are not told from it."""
@@ -662,6 +658,5 @@ def noise_scale(gram: Gram, *, false_positive_rate: float = 0.01) -> Interval | 
     error = math.sqrt((n - 1) / n * float(np.square(each - each.mean()).sum()))
     one = statistics.from_error(found, error, n - 1, false_positive_rate=false_positive_rate)
     high = 1 / one.low if one.low > 0 else math.inf
-    return replace(
-        one, estimate=1 / found, low=1 / one.high, high=high, standard_error=error / found**2
-    )
+    ends, rate = (1 / one.high, high), one.false_positive_rate
+    return statistics.interval_of(1 / found, error / found**2, one.df, rate, ends)
