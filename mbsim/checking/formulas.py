@@ -194,8 +194,8 @@ def _enough(one: Verdict, setting: Setting, replicates: int) -> int:
     room = min(abs(measured.estimate - limit) for limit in limits)
     allowed = 0.6 * min(max(room, RESOLVED), 2 * RESOLVED)
     wanted = ((measured.high - measured.low) / 2 / allowed) ** 2
-    m = setting.method.micro_batches(setting.batch_size)
-    most = _MOST_DRAWN // (setting.steps * (setting.problem.dimension + m))
+    numbers = setting.steps * (setting.problem.dimension + setting.micro_batches)
+    most = _MOST_DRAWN // numbers
     return max(4 * _REPLICATES, min(math.ceil(wanted * replicates), most))
 
 
