@@ -581,8 +581,8 @@ def draw_updates(
         )
     # One step of length 1 from 0, on a loss that has this gradient.
     held = replace(problem, loss=Held(gradient), start=np.zeros(gradient.size))
-    settings: dict[str, Any] = {"replicates": replicates, "rng": rng, "engine": engine}
-    run = simulate(held, method, batch_size=batch_size, step_size=1.0, steps=1, **settings)
+    step = Setting(held, method, batch_size, step_size=1.0, steps=1)
+    run = run_setting(step, replicates=replicates, rng=rng, engine=engine)
     check_finite("an update at this gradient", run.final_w)
     return 0 - run.final_w
 
