@@ -104,13 +104,18 @@ def as_numbers(name: str, value: ArrayLike) -> NDArray[Any]:
     return array
 
 
-def check_array(name: str, value: ArrayLike, *, ndim: int | None = None) -> NDArray[np.float64]:
-    """`value` as a float64 array that is not empty; `ndim` fixes the number of axes."""
+def check_array(
+    name: str, value: ArrayLike, *, ndim: int | None = None, finite: bool = False
+) -> NDArray[np.float64]:
+    """`value` as a float64 array that is not empty, of `ndim` axes, and `finite` if it must be."""
     array = as_numbers(name, value)
     if ndim is not None and array.ndim != ndim:
         raise InvalidArgument(f"{name} has shape {array.shape} and must have {ndim} axes")
     with np.errstate(over="ignore"):  # a longdouble beyond float64 becomes infinite
-        return array.astype(np.float64)
+        array = array.astype(np.float64)
+    if finite:
+        check_finite(name, array)
+    return array
 
 
 def check_finite(name: str, array: NDArray[np.floating]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -66,6 +67,10 @@ class Interval:
         quantiles = t_quantile(self.df, self.false_positive_rate / 2) + t_quantile(self.df, 0.1)
         return quantiles * self.standard_error
 
+    def to_dict(self) -> dict[str, Any]:
+        """The estimate and the ends of its interval, as plain data."""
+        return {"estimate": self.estimate, "interval": [self.low, self.high]}
+
     def __contains__(self, number: float) -> bool:
         return self.low <= number <= self.high
 
@@ -77,7 +82,7 @@ class Interval:
         return f"{self.estimate:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def _interval(
+def interval_of(
     estimate: float,
     error: float,
     df: float,
@@ -142,7 +147,7 @@ def mean(sample: ArrayLike, *, false_positive_rate: float, resampled: float = 0.
     values = _sample("sample", sample)
     estimate, error = _mean_and_error(values)
     error *= math.sqrt(1 + values.size * check_number("resampled", resampled, minimum=0))
-    return _interval(estimate, error, values.size - 1, rate)
+    return interval_of(estimate, error, values.size - 1, rate)
 
 
 def exactly(number: float) -> Interval:
@@ -151,7 +156,7 @@ def exactly(number: float) -> Interval:
     >>> print(exactly(2.0))
     2 [2, 2]
     """
-    return _interval(number, 0.0, math.inf, 0.0, ends=(number, number))
+    return interval_of(number, 0.0, math.inf, 0.0, ends=(number, number))
 
 
 def from_error(
@@ -163,7 +168,7 @@ def from_error(
     2 [1.796, 2.204]
     """
     rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
-    return _interval(estimate, standard_error, df, rate)
+    return interval_of(estimate, standard_error, df, rate)
 
 
 def always_within(
@@ -227,7 +232,7 @@ def quantile(sample: ArrayLike, q: float, *, false_positive_rate: float) -> Inte
     high = float(values[n - above]) if above and finite else math.inf
     estimate = float(np.quantile(values, q)) if finite else float(values[int(q * n)])
     error = (high - low) / (2 * t_quantile(n - 1, rate / 2))
-    return _interval(estimate, error, n - 1, rate, ends=(low, high))
+    return interval_of(estimate, error, n - 1, rate, ends=(low, high))
 
 
 def difference(
@@ -248,7 +253,7 @@ def difference(
     rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
     (mean_a, error_a), (mean_b, error_b) = _mean_and_error(a), _mean_and_error(b)
     error, df = _welch((error_a, error_b), (a.size, b.size))
-    return _interval(mean_a - mean_b, error, df, rate)
+    return interval_of(mean_a - mean_b, error, df, rate)
 
 
 def ratio(
@@ -264,12 +269,12 @@ def ratio(
     a, b = _sample("one", one), _sample("other", other)
     (mean_a, error_a), (mean_b, error_b) = _mean_and_error(a), _mean_and_error(b)
     if not (0 < mean_a < math.inf and 0 < mean_b < math.inf):  # also where a replicate diverged
-        return _interval(math.nan, math.nan, min(a.size, b.size) - 1, rate)
+        return interval_of(math.nan, math.nan, min(a.size, b.size) - 1, rate)
     error, df = _welch((error_a / mean_a, error_b / mean_b), (a.size, b.size))
     log_ratio = power * (math.log(mean_a) - math.log(mean_b))
-    logs = _interval(log_ratio, abs(power) * error, df, rate)
+    logs = interval_of(log_ratio, abs(power) * error, df, rate)
     estimate, low, high = (_exp(x) for x in (log_ratio, logs.low, logs.high))
-    return _interval(estimate, estimate * logs.standard_error, df, rate, ends=(low, high))
+    return interval_of(estimate, estimate * logs.standard_error, df, rate, ends=(low, high))
 
 
 def _exp(x: float) -> float:
@@ -300,9 +305,9 @@ def log_log_slope(
     means, errors = np.transpose([_mean_and_error(v) for v in values])
     df = min(v.size for v in values) - 1
     if not ((means > 0) & np.isfinite(means)).all():
-        return _interval(math.nan, math.nan, df, rate)
+        return interval_of(math.nan, math.nan, df, rate)
     position = np.log(places)
     centred = position - position.mean()
     weights = centred / np.square(centred).sum()
     error = float(np.linalg.norm(weights * errors / means))
-    return _interval(float(weights @ np.log(means)), error, df, rate)
+    return interval_of(float(weights @ np.log(means)), error, df, rate)

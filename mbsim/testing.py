@@ -27,7 +27,8 @@ from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from mbsim import clipping, statistics
-from mbsim._shared.progress import progress
+from mbsim._shared.arrays import Array, Integers
+from mbsim._shared.progress import watched
 from mbsim._shared.seeds import child, seed_sequence, states
 from mbsim.compiled.twins import Twin, twin_of
 from mbsim.errors import InvalidArgument, check_array, check_integer, shown
@@ -35,8 +36,6 @@ from mbsim.problems.losses import Loss, check_loss_argument
 from mbsim.problems.noise import NoiseLaw, VectorNoise, check_noise_argument
 
 __all__ = ["ContractBroken", "Kept", "check_loss", "check_noise", "check_rule"]
-
-Array = NDArray[np.float64]
 
 # The false-positive rate of every random comparison.
 _RATE = 1e-6
@@ -472,20 +471,18 @@ def check_noise(law: Any, *, rng: int | SeedSequence | Generator = 0, draws: int
         "vectors": isinstance(law, VectorNoise),
     }
     parts = [(name, n) for name, there in has.items() if there for n in (1, 8)]
-    with progress(len(parts), "checking the noise law") as bar:
-        for number, (name, n) in enumerate(parts):
-            bar.update(number)
-            draw = _draw_of(law, name, n)
-            _check_noise_calls(draw, name, n, seed, found)
-            _check_moments(draw, law, n, draws, seed, found)
-            if name != "vectors" and law.sigma > 0:
-                _check_means(draw, law, n, max(2**12, draws // 16), seed, found)
+    for name, n in watched(parts, "checking the noise law"):
+        draw = _draw_of(law, name, n)
+        _check_noise_calls(draw, name, n, seed, found)
+        _check_moments(draw, law, n, draws, seed, found)
+        if name != "vectors" and law.sigma > 0:
+            _check_means(draw, law, n, max(2**12, draws // 16), seed, found)
     return found.report()
 
 
 # A law's draw in a form of its own, seen as: counts, rng → arrays of the shape of counts, with one
 # more axis for the vectors.
-_Draw = Callable[[NDArray[np.int64], Generator], tuple[Array, ...]]
+_Draw = Callable[[Integers, Generator], tuple[Array, ...]]
 
 
 def _draw_of(law: Any, name: str, n: int) -> _Draw:
@@ -497,7 +494,7 @@ def _draw_of(law: Any, name: str, n: int) -> _Draw:
     assert twin
     function, numbers = twin
 
-    def draw(counts: NDArray[np.int64], rng: Generator) -> tuple[Array, ...]:
+    def draw(counts: Integers, rng: Generator) -> tuple[Array, ...]:
         along, across = np.full((2, counts.size), math.nan)
         with np.errstate(all="ignore"):
             function(counts.ravel(), n, numbers, states(rng, 1)[0], along, across)

@@ -11,16 +11,13 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mbsim import plots
 from mbsim._shared import tables
 from mbsim._shared.values import set_field
 from mbsim.errors import InvalidArgument, shown
 from mbsim.statistics import Interval
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["Answer", "Comparison", "Refusal", "Verdict"]
 
@@ -157,8 +154,7 @@ class Verdict:
             "comparisons": [
                 {
                     "what": c.what,
-                    "estimate": c.measured.estimate,
-                    "interval": [c.measured.low, c.measured.high],
+                    **c.measured.to_dict(),
                     "relation": c.relation,
                     "limit": list(c.limit) if isinstance(c.limit, tuple) else c.limit,
                     "ratio": _ratio(c),
@@ -172,7 +168,7 @@ class Verdict:
             "details": dict(self.details),
         }
 
-    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+    def plot(self, ax: plots.Axes | None = None, **style: Any) -> plots.Axes:
         """Every comparison: the estimate with its interval, and shaded the side that is claimed.
 
         So a bound held against a run draws itself: ``mbsim.check(bound, run).plot()``. The axis is
@@ -319,7 +315,7 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain data."""
-        gain = {"estimate": self.gain.estimate, "interval": [self.gain.low, self.gain.high]}
+        gain = self.gain.to_dict()
         return {**vars(self), "tied": list(self.tied), "gain": gain, "clips": self.clips}
 
     def __str__(self) -> str:

@@ -1,1 +1,1 @@
-"""Private and shared by all rooms: files, processes, progress, records, seeds, tables, values."""
+"""Private and shared by all rooms: what many of them use and no user sees."""

@@ -1,4 +1,4 @@
-"""Arithmetic of arrays that NumPy has no one call for."""
+"""Arrays: what they are called, and arithmetic that NumPy has no one call for."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["one_blas_thread", "ratio"]
+__all__ = ["Array", "Integers", "Mask", "one_blas_thread", "ratio"]
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager[Any]:

@@ -130,7 +130,8 @@ def _answer(
     parameters = inspect.signature(called).parameters.values()
     if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters):
         return None
-    takes = [p.name for p in parameters if p.name != "self"]
+    # A drift is the self of functions that are its methods.
+    takes = [p.name for p in parameters if p.name not in ("self", "drift")]
     places = [p.name for p in parameters if p.kind != p.KEYWORD_ONLY]
     free = [each for each in takes if each not in (*places[: len(arguments)], *named)]
     said, right, left = [], [], []

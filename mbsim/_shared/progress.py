@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Progress", "progress", "quiet"]
+__all__ = ["Progress", "progress", "quiet", "watched"]
+
+T = TypeVar("T")
 
 _PATIENCE = 2.0
 _FIRST_LINE = 20.0  # and the next ones when twice as much time has gone by
@@ -88,3 +90,15 @@ def progress(total: float | None, text: str) -> Iterator[Progress]:
     finally:
         bar.close()
         _busy.reset(token)
+
+
+def watched(items: Collection[T], text: str) -> Iterator[T]:
+    """The items one by one, with a bar that says how many are done.
+
+    >>> [2 * item for item in watched([1, 2, 3], "doubling")]
+    [2, 4, 6]
+    """
+    with progress(len(items), text) as bar:
+        for done, item in enumerate(items, start=1):
+            yield item
+            bar.update(done)

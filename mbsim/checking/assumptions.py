@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import NDArray
 
 from mbsim import statistics
+from mbsim._shared.arrays import Array, Mask
 from mbsim._shared.seeds import stream
 from mbsim.clipping import rank_of
-from mbsim.errors import InvalidArgument, check_number, shown
+from mbsim.errors import InvalidArgument, shown
 from mbsim.gradients.assumptions import Parts, parts_of
 from mbsim.problems.noise import NoiseLaw, facts_of
 from mbsim.problems.problem import Problem
@@ -32,29 +32,27 @@ from mbsim.verdicts import Comparison
 
 __all__ = ["Parts", "broken_assumption", "measure_assumptions", "parts_of", "problem_of"]
 
-Array = NDArray[np.float64]
-
 # Points of the path at which examples are drawn, and about how many at each.
 _POINTS, _EXAMPLES = 4, 2**13
+# Every measurement misses the truth so often.
+_RATE = 1e-6
 # An equality is measured false when its whole interval lies so far off, as a share of the scale.
 _OFF = 0.02
 # Inner products that are 0 by construction, and quotients of losses: rounding of float64 sums.
 _ROUNDING = 1e-7
 
 
-def measure_assumptions(
-    run: Any, *, rng: int = 0, false_positive_rate: float = 1e-6
-) -> tuple[Comparison, ...]:
+def measure_assumptions(run: Any, *, rng: int = 0) -> tuple[Comparison, ...]:
     """A1 to A4 on a run: lower bound, smoothness, noise, share, length and angles of draggers.
 
     Args:
         run: a :class:`~mbsim.Run` that knows its problem.
         rng: the seed of the examples drawn.
-        false_positive_rate: of each measurement.
 
     Returns:
-        The comparisons. Equalities are held against windows of 2 % of the scale (the share of
-        draggers to a fifth); the path is the start, where replicates ended, and points between.
+        The comparisons, each at the false-positive rate 1e-6. Equalities are held against windows
+        of 2 % of the scale (the share of draggers to a fifth); the path is the start, where
+        replicates ended, and points between.
 
     Raises:
         InvalidArgument: if the run does not know its problem.
@@ -68,7 +66,6 @@ def measure_assumptions(
     >>> next(found.what for found in measure_assumptions(run) if found.status == "refuted")
     'A4: largest |cos| of a dragger and the gradient'
     """
-    rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
     problem, seed = problem_of(run), SeedSequence(rng)
     points = _path(run)
     b = run.batch_size // run.method.micro_batches(run.batch_size)
@@ -86,8 +83,8 @@ def measure_assumptions(
             curvature,
             1 + _ROUNDING,
         ),
-        *_noise(problem, b, parts, rate, stream(seed, "means")),
-        *_draggers(problem, parts, rate),
+        *_noise(problem, b, parts, stream(seed, "means")),
+        *_draggers(problem, parts),
     )
 
 
@@ -139,9 +136,7 @@ def _path(run: Any) -> Array:
     return np.concatenate([start[None], (start + shares * (ends - start))[1:], ends[:1]])
 
 
-def _examples(
-    problem: Problem, gradient: Array, batch: int, rng: Generator
-) -> tuple[Array, NDArray[np.bool_]]:
+def _examples(problem: Problem, gradient: Array, batch: int, rng: Generator) -> tuple[Array, Mask]:
     """Examples drawn where the gradient is this, ``[steps, B, d]``, and which are draggers."""
     size = min(batch, _EXAMPLES)
     width = max(2, min(_EXAMPLES, 2**21 // problem.dimension) // size)
@@ -158,14 +153,12 @@ def _exactly(what: str, relation: str, number: float, limit: float) -> Compariso
     return Comparison(what=what, measured=measured, relation=relation, limit=limit)
 
 
-def _about(
-    what: str, sample: Array, truth: float, scale: float, rate: float
-) -> tuple[Comparison, ...]:
+def _about(what: str, sample: Array, truth: float, scale: float) -> tuple[Comparison, ...]:
     """The mean of a sample within 2 % of the scale of its supposed value; none if too few."""
     if sample.size < 2:
         return ()
     window = (truth - _OFF * scale, truth + _OFF * scale)
-    measured = statistics.mean(sample, false_positive_rate=rate)
+    measured = statistics.mean(sample, false_positive_rate=_RATE)
     return (Comparison(what=what, measured=measured, relation="within", limit=window),)
 
 
@@ -202,43 +195,41 @@ def _curvature(problem: Problem, points: Array, step_size: float, examples: list
     return float(quotient.max())
 
 
-def _noise(
-    problem: Problem, b: int, parts: list[Parts], rate: float, rng: Generator
-) -> tuple[Comparison, ...]:
+def _noise(problem: Problem, b: int, parts: list[Parts], rng: Generator) -> tuple[Comparison, ...]:
     sigma = problem.noise.sigma
     if sigma == 0:
         return ()
     along = np.concatenate([part.noise_along for part in parts]) / sigma
     squares = np.square(np.concatenate([part.noise_length for part in parts]) / sigma)
     found = [
-        *_about("A3: mean of benign noise along the gradient over σ", along, 0.0, 1.0, rate),
-        *_at_most("A3: variance of benign noise over σ²", squares, rate),
+        *_about("A3: mean of benign noise along the gradient over σ", along, 0.0, 1.0),
+        *_at_most("A3: variance of benign noise over σ²", squares),
     ]
     if isinstance(problem.noise, NoiseLaw):
         n, counts = problem.benign_dim, np.full(_EXAMPLES, b)
         mean, across = problem.noise.mean_of(counts, n, rng)
         squares = (np.square(mean) + (n - 1) * np.square(across)) * (b / sigma**2)
-        found += _at_most("A3: variance of a mean of b benign examples over σ²/b", squares, rate)
+        found += _at_most("A3: variance of a mean of b benign examples over σ²/b", squares)
     return tuple(found)
 
 
-def _at_most(what: str, sample: Array, rate: float) -> tuple[Comparison, ...]:
+def _at_most(what: str, sample: Array) -> tuple[Comparison, ...]:
     """A variance that may not exceed 1: no bound asks that it is reached.
 
     One-sided, for a sample of few rare and large values shows too little of it.
     """
     if sample.size < 2:
         return ()
-    measured = statistics.mean(sample, false_positive_rate=rate)
+    measured = statistics.mean(sample, false_positive_rate=_RATE)
     return (Comparison(what=what, measured=measured, relation="below", limit=1 + _OFF),)
 
 
-def _draggers(problem: Problem, parts: list[Parts], rate: float) -> tuple[Comparison, ...]:
+def _draggers(problem: Problem, parts: list[Parts]) -> tuple[Comparison, ...]:
     draggers, sigma = problem.draggers, problem.noise.sigma
     masks = np.concatenate([part.is_dragger for part in parts])
     # To a fifth: it takes many draws to see few draggers.
     share = 0.2 / _OFF * max(draggers.probability, 0.005)
-    found = _about("A4: share of draggers", masks, draggers.probability, share, rate)
+    found = _about("A4: share of draggers", masks, draggers.probability, share)
     supposed = [float(draggers.length(part.target_norm, sigma)) for part in parts]
     there = [
         (part, length)
@@ -270,13 +261,11 @@ def _draggers(problem: Problem, parts: list[Parts], rate: float) -> tuple[Compar
             np.concatenate([part.dragger_length / length for part, length in there]),
             1.0,
             1.0,
-            rate,
         ),
         *_about(
             "A4: mean cosine of two draggers of one step",
             np.concatenate([part.pair_cosine for part, _ in there]),
             draggers.coherence,
             1.0,
-            rate,
         ),
     )

@@ -16,9 +16,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mbsim import statistics
+from mbsim._shared.arrays import Array
 from mbsim.checking import assumptions
 from mbsim.drifts.certificate import Certificate
 from mbsim.drifts.steps import (
@@ -38,8 +38,6 @@ from mbsim.theory.quantities import QUANTITIES
 from mbsim.verdicts import Comparison, Refusal, Verdict
 
 __all__ = ["NEAR", "Examination", "check", "settings_of"]
-
-Array = NDArray[np.float64]
 
 # An estimate claims no inequality; it is good if it is right to a tenth.
 NEAR = 0.1

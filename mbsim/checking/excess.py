@@ -17,7 +17,7 @@ import numpy as np
 
 from mbsim.checking.check import NEAR, Examination
 from mbsim.drifts.certificate import Certificate
-from mbsim.statistics import Interval
+from mbsim.statistics import Interval, interval_of
 from mbsim.theory.bound import Bound
 from mbsim.verdicts import REFUTED, Comparison, Refusal, Verdict
 
@@ -84,13 +84,8 @@ def excess_on_run(
 def shifted(interval: Interval, factor: float, shift: float) -> Interval:
     """The interval of factor × quantity + shift."""
     low, high = sorted((factor * interval.low + shift, factor * interval.high + shift))
-    return replace(
-        interval,
-        estimate=factor * interval.estimate + shift,
-        low=low,
-        high=high,
-        standard_error=abs(factor) * interval.standard_error,
-    )
+    estimate, error = factor * interval.estimate + shift, abs(factor) * interval.standard_error
+    return interval_of(estimate, error, interval.df, interval.false_positive_rate, (low, high))
 
 
 def over_all(held: Sequence[Verdict], *, looks: int = 0) -> Comparison | None:

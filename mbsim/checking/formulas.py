@@ -11,7 +11,7 @@ import numpy as np
 from numpy.random import SeedSequence
 
 from mbsim._shared.meant import answering
-from mbsim._shared.progress import progress
+from mbsim._shared.progress import watched
 from mbsim._shared.seeds import child
 from mbsim.checking.check import NEAR, Examination
 from mbsim.checking.excess import RESOLVED, excess_on_run, over_all, slack
@@ -123,21 +123,19 @@ def _search(
     held: list[Verdict] = []
     rounds = [first * 2**doubling for doubling in range(_DOUBLINGS + 1)]
     seen, stable = 0.0, False
-    with progress(rounds[-1], "holding the formula against simulation") as bar:
-        for number in range(rounds[-1]):
-            closest = _tightest(held) if number >= first and number % 2 else None
-            near = numbers[closest.details["row"]["problem"]] if closest else None
-            numbers.append(drawn(number, rng=seed, near=near))
-            sgd = about == "SGD" or (about == "both" and number % 4 == 3)
-            setting = setting_of(numbers[-1], sgd=sgd)
-            decided = any(one.status == REFUTED for one in held)
-            held.append(_held(bound, setting, number, seed, tuned=tuned, decided=decided))
-            bar.update(number + 1)
-            if number + 1 in rounds and (worst := over_all(held)):
-                before, seen = seen, _factor(held, bound.kind)
-                stable = number >= first and abs(seen - before) <= _NO_NEARER * before
-                if worst.status == REFUTED or (stable and worst.status == SUPPORTED):
-                    break
+    for number in watched(range(rounds[-1]), "holding the formula against simulation"):
+        closest = _tightest(held) if number >= first and number % 2 else None
+        near = numbers[closest.details["row"]["problem"]] if closest else None
+        numbers.append(drawn(number, rng=seed, near=near))
+        sgd = about == "SGD" or (about == "both" and number % 4 == 3)
+        setting = setting_of(numbers[-1], sgd=sgd)
+        decided = any(one.status == REFUTED for one in held)
+        held.append(_held(bound, setting, number, seed, tuned=tuned, decided=decided))
+        if number + 1 in rounds and (worst := over_all(held)):
+            before, seen = seen, _factor(held, bound.kind)
+            stable = number >= first and abs(seen - before) <= _NO_NEARER * before
+            if worst.status == REFUTED or (stable and worst.status == SUPPORTED):
+                break
     return held, stable
 
 
@@ -198,8 +196,8 @@ def _enough(one: Verdict, setting: Setting, replicates: int) -> int:
     room = min(abs(measured.estimate - limit) for limit in limits)
     allowed = 0.6 * min(max(room, RESOLVED), 2 * RESOLVED)
     wanted = ((measured.high - measured.low) / 2 / allowed) ** 2
-    m = setting.method.micro_batches(setting.batch_size)
-    most = _MOST_DRAWN // (setting.steps * (setting.problem.dimension + m))
+    numbers = setting.steps * (setting.problem.dimension + setting.micro_batches)
+    most = _MOST_DRAWN // numbers
     return max(4 * _REPLICATES, min(math.ceil(wanted * replicates), most))
 
 

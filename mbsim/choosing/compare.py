@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from numpy.random import Generator, SeedSequence
 
 from mbsim import plots, statistics
 from mbsim._shared import tables
 from mbsim._shared.meant import answering
-from mbsim._shared.progress import progress
+from mbsim._shared.progress import watched
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
 from mbsim.choosing.tuning import step_size_for
@@ -18,11 +18,9 @@ from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.methods import Method
 from mbsim.problems.finite import FiniteProblem, check_any_problem
 from mbsim.problems.problem import Problem
-from mbsim.simulation.run import Run, choose_engine, simulate
+from mbsim.problems.setting import Setting
+from mbsim.simulation.run import Run, choose_engine, run_setting
 from mbsim.statistics import Interval
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["MethodComparison", "compare"]
 
@@ -64,7 +62,9 @@ class MethodComparison:
             )
         return self.runs[index]
 
-    def plot(self, ax: Axes | None = None, *, quantity: str = "grad_norm_sq", **style: Any) -> Axes:
+    def plot(
+        self, ax: plots.Axes | None = None, *, quantity: str = "grad_norm_sq", **style: Any
+    ) -> plots.Axes:
         """Every run's mean over replicates against the step, with 99 % bands: :meth:`Run.plot`."""
         with plots.on(ax) as axes:
             for run in self.runs:
@@ -162,23 +162,12 @@ def compare(
     seed, engine = seed_sequence(rng), choose_engine(problem, engine)
     paired = engine == "reference"
     runs = []
-    with progress(len(methods), "comparing") as bar:
-        for number, method in enumerate(methods):
-            η = step_size_for(
-                problem, method, batch_size=batch_size, step_size=step_size, steps=steps, rng=seed
-            )
-            run = simulate(
-                problem,
-                method,
-                batch_size=batch_size,
-                step_size=η,
-                steps=steps,
-                replicates=replicates,
-                rng=seed if paired else child(seed, number),
-                record_every=record_every,
-                engine=engine,
-                threads=threads,
-            )
-            runs.append(run)
-            bar.update(number + 1)
+    for number, method in enumerate(watched(methods, "comparing")):
+        η = step_size_for(
+            problem, method, batch_size=batch_size, step_size=step_size, steps=steps, rng=seed
+        )
+        of = Setting(cast(Problem, problem), method, batch_size, η, steps)  # or a FiniteProblem
+        own = seed if paired else child(seed, number)
+        how = {"record_every": record_every, "engine": engine, "threads": threads}
+        runs.append(run_setting(of, replicates=replicates, rng=own, **how))
     return MethodComparison(runs=tuple(runs), paired=paired)

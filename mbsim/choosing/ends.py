@@ -17,19 +17,18 @@ from typing import Any
 
 import numpy as np
 from numpy.random import SeedSequence
-from numpy.typing import NDArray
 
+from mbsim._shared.arrays import Array
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child
-from mbsim.choosing import tuning
 from mbsim.drifts.drift import drift
 from mbsim.errors import InvalidArgument, divisors
 from mbsim.methods import MicroBatchClipping
 from mbsim.problems.problem import Problem
+from mbsim.problems.setting import Setting
+from mbsim.simulation.run import run_setting
 
 __all__ = ["Ends", "guesses"]
-
-Array = NDArray[np.float64]
 
 # Replicate-steps of one look, and how many replicates that may be.
 _LOOK, _FEWEST, _MOST = 2**17, 8, 512
@@ -105,19 +104,14 @@ class Ends:
 
     def run(self, b: int, step_size: float, key: str) -> Array:
         """The level of every replicate; infinite where it diverged."""
-        found = self.level(
-            tuning.simulate(
-                self.problem,
-                MicroBatchClipping(b),
-                batch_size=self.batch,
-                step_size=step_size,
-                steps=self.steps,
-                record_every=self.steps,
-                replicates=self.looks,
-                rng=child(self.seed, key),
-            )
-        )
+        of = Setting(self.problem, MicroBatchClipping(b), self.batch, step_size, self.steps)
+        rng = child(self.seed, key)
+        found = self.level(run_setting(of, replicates=self.looks, rng=rng, record_every=self.steps))
         return np.where(np.isnan(found), math.inf, found)
+
+    def _look(self, b: int, step_size: float) -> float:
+        """The mean level, on the random numbers that all looks share."""
+        return float(self.run(b, step_size, "look").mean())
 
     def tune(self, b: int, start: float) -> tuple[float, float]:
         """The best step size found for b, and its level there."""
@@ -127,12 +121,12 @@ class Ends:
 
     def _tuned(self, b: int, start: float) -> tuple[float, float]:
         if self.step_size is not None:
-            return self.step_size, float(self.run(b, self.step_size, "look").mean())
+            return self.step_size, self._look(b, self.step_size)
         levels: dict[int, float] = {}
 
         def at(power: int) -> float:
             if power not in levels:
-                levels[power] = float(self.run(b, start * 2.0**power, "look").mean())
+                levels[power] = self._look(b, start * 2.0**power)
             return levels[power]
 
         here, known = 0, min((level for _, level in self.best.values()), default=math.inf)
@@ -148,7 +142,7 @@ class Ends:
         bend = low - 2 * middle + high
         if math.isfinite(high) and bend > 0:
             fine = start * 2.0 ** (here + min(max((low - high) / (2 * bend), -0.5), 0.5))
-            level = float(self.run(b, fine, "look").mean())
+            level = self._look(b, fine)
             if level < at(here):
                 return fine, level
         return start * 2.0**here, at(here)

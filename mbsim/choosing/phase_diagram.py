@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from mbsim import plots
+from mbsim._shared.arrays import Array, Integers, Mask
 from mbsim._shared.meant import answering
-from mbsim._shared.progress import progress
+from mbsim._shared.progress import watched
 from mbsim._shared.values import value
 from mbsim.choosing.sweet_spot import sweet_spot
 from mbsim.errors import check_array
@@ -18,11 +19,8 @@ from mbsim.problems.problem import Problem, check_problem
 
 if TYPE_CHECKING:
     import xarray
-    from matplotlib.axes import Axes
 
 __all__ = ["PhaseDiagram", "phase_diagram"]
-
-Array = NDArray[np.float64]
 
 
 @value
@@ -40,14 +38,14 @@ class PhaseDiagram:
     batch_size: int
     probabilities: Array
     norm_ratios: Array
-    micro_batch_size: NDArray[np.int64]
+    micro_batch_size: Integers
 
     @property
-    def interior(self) -> NDArray[np.bool_]:
+    def interior(self) -> Mask:
         """bool[rows, columns]: where the best b lies strictly between 1 and B."""
         return (self.micro_batch_size > 1) & (self.micro_batch_size < self.batch_size)
 
-    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+    def plot(self, ax: plots.Axes | None = None, **style: Any) -> plots.Axes:
         """The best b in a cell for each p and c, dark for small b; "SGD" where b = B.
 
         Args:
@@ -130,13 +128,11 @@ def phase_diagram(
     columns = check_array("norm_ratios", norm_ratios, ndim=1)
     draggers = check_problem(problem).draggers
     best = np.zeros((rows.size, columns.size), dtype=np.int64)
-    with progress(best.size, "phase diagram") as bar:
-        for number, (i, j) in enumerate(np.ndindex(best.shape)):
-            changed = replace(draggers, probability=float(rows[i]), norm_ratio=float(columns[j]))
-            of = replace(problem, draggers=changed)
-            found = sweet_spot(of, batch_size=batch_size, by=by, **settings)
-            best[i, j] = found.micro_batch_size or 0
-            bar.update(number + 1)
+    for i, j in watched(list(np.ndindex(best.shape)), "phase diagram"):
+        changed = replace(draggers, probability=float(rows[i]), norm_ratio=float(columns[j]))
+        of = replace(problem, draggers=changed)
+        found = sweet_spot(of, batch_size=batch_size, by=by, **settings)
+        best[i, j] = found.micro_batch_size or 0
     return PhaseDiagram(
         by=by,
         batch_size=batch_size,

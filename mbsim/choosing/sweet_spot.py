@@ -37,7 +37,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 from mbsim import plots, statistics
 from mbsim._shared import tables
 from mbsim._shared.meant import answering
-from mbsim._shared.progress import progress
+from mbsim._shared.progress import watched
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
 from mbsim.choosing.ends import Ends
@@ -62,9 +62,6 @@ from mbsim.problems.problem import Problem, check_problem
 from mbsim.problems.setting import Setting
 from mbsim.simulation.run import Run, run_setting
 from mbsim.verdicts import Answer, Refusal
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["CRITERIA", "SweetSpot", "sweet_spot"]
 
@@ -146,7 +143,7 @@ class SweetSpot:
             },
         }
 
-    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+    def plot(self, ax: plots.Axes | None = None, **style: Any) -> plots.Axes:
         """The curve over b: the best ringed, those tied filled, others hollow, × for no value.
 
         Means over runs have their 99 % intervals; the other criteria are not random.
@@ -315,32 +312,37 @@ def sweet_spot(
         ends = Ends(problem, batch, horizon, _LEVELS[by], seed, fixed, number)
         return _ended(by, ends)
 
-    sizes = divisors(batch)
     values: dict[int, Value] = {}
     step_sizes: dict[int, float] = {}
+    sizes = divisors(batch)
     if store is not None:
         assert isinstance(asked, float)
         settings = {"batch_size": batch, "step_size": asked, "steps": horizon}
         values = _swept(problem, settings, None if replicates is None else samples, rng, store)
         sizes, step_sizes = [], dict.fromkeys(values, asked)
-    with progress(len(sizes), f"{by} for every b") as bar:
-        for number, b in enumerate(sizes):
-            setting = Setting(problem, MicroBatchClipping(b), batch, steps=horizon)
-            one: Drift | None = None
-            η: float | Refusal = 0.0
-            if by != "bias":
-                assert asked is not None
-                one, η = _tuned(setting, seed) if isinstance(asked, str) else (None, asked)
-            if isinstance(η, Refusal):
-                values[b] = η
-            else:
-                values[b] = _value(by, replace(setting, step_size=η), seed, samples, one)
-                if by != "bias":
-                    step_sizes[b] = η
-            bar.update(number + 1)
+    for b in watched(sizes, f"{by} for every b"):
+        setting = Setting(problem, MicroBatchClipping(b), batch, steps=horizon)
+        if by == "bias":
+            values[b] = _bias(setting)
+            continue
+        assert asked is not None
+        one, η = _tuned(setting, seed) if isinstance(asked, str) else (None, asked)
+        if isinstance(η, Refusal):
+            values[b] = η
+        else:
+            values[b] = _value(by, replace(setting, step_size=η), seed, samples, one)
+            step_sizes[b] = η
+    found = _lowest(by, batch, values, step_sizes)
+    if by == "bias":
+        found = replace(found, continuous=_continuous(problem))
+    return _hinted(found, problem, asked, seed)
+
+
+def _lowest(
+    by: str, batch: int, values: Mapping[int, Value], step_sizes: dict[int, float]
+) -> SweetSpot:
+    """The sweet spot of the values of every b."""
     best, tied, reason = _best(values)
-    if best is None and isinstance(asked, float):
-        reason += _usable(problem, batch, asked, seed)
     return SweetSpot(
         by=by,
         batch_size=batch,
@@ -351,7 +353,6 @@ def sweet_spot(
         why_not={b: found.reason for b, found in values.items() if isinstance(found, Refusal)},
         step_sizes=step_sizes,
         intervals=_intervals(values),
-        continuous=_continuous(problem) if by == "bias" else None,
     )
 
 
@@ -399,21 +400,12 @@ def _ended(by: str, ends: Ends) -> SweetSpot:
                 values[b] = Refusal(f"{gone} of {found.size} replicates diverged", of="level")
         else:
             values[b] = Refusal("not looked at (far from the best)", of="level")
-    best, tied, reason = _best(values)
-    if best is None and ends.step_size:
-        reason += _usable(ends.problem, ends.batch, ends.step_size, ends.seed)
-    return SweetSpot(
-        by=by,
-        batch_size=ends.batch,
-        micro_batch_size=best,
-        tied=tied,
-        reason=reason,
-        curve={b: _mean(found) for b, found in values.items()},
-        why_not={b: found.reason for b, found in values.items() if isinstance(found, Refusal)},
-        step_sizes={b: float(step_size) for b, (step_size, _) in sorted(ends.best.items())},
-        intervals=_intervals(values),
-        answer=None if best is None else _answer(by, ends, best, tied, values),
-    )
+    step_sizes = {b: float(step_size) for b, (step_size, _) in sorted(ends.best.items())}
+    spot = _lowest(by, ends.batch, values, step_sizes)
+    if spot.micro_batch_size is None:
+        return _hinted(spot, ends.problem, ends.step_size, ends.seed)
+    answer = _answer(by, ends, spot.micro_batch_size, spot.tied, values)
+    return replace(spot, answer=answer)
 
 
 def _answer(
@@ -458,10 +450,8 @@ def _why(problem: Problem, best: int, batch: int) -> str:
         against.append("there are no long draggers to cut")
     if best == batch:
         return "; ".join(against or ["what clipping cuts from good examples outweighs its gain"])
-    inside = ["; but " + "; ".join(against)] if against and speaks else []
-    return "; ".join(speaks or ["noise alone makes micro-batches of different length"]) + "".join(
-        inside
-    )
+    but = "; but " + "; ".join(against) if against and speaks else ""
+    return "; ".join(speaks or ["noise alone makes micro-batches of different length"]) + but
 
 
 def _stopped(problem: Problem) -> str:
@@ -492,6 +482,13 @@ def _usable(problem: Problem, batch: int, step_size: float, seed: SeedSequence) 
     if not b or step_size < usable[b]:
         return ""
     return f"; at b = {b}, which allows most, usable is η below {usable[b]:.3g}"
+
+
+def _hinted(spot: SweetSpot, problem: Problem, step_size: Any, seed: SeedSequence) -> SweetSpot:
+    """The same; where no b is best at a step size that was given, it says which are usable."""
+    if spot.micro_batch_size is not None or not isinstance(step_size, float):
+        return spot
+    return replace(spot, reason=spot.reason + _usable(problem, spot.batch_size, step_size, seed))
 
 
 def _mean(found: Value) -> float:
@@ -572,10 +569,6 @@ def _value(
     by: str, setting: Setting, seed: SeedSequence, replicates: int, one: Drift | None
 ) -> Value:
     """The value of a setting by a criterion; with its drift, if that is there."""
-    if by == "bias":
-        from mbsim.theory import bias_bound
-
-        return _evaluated(bias_bound(), setting.quantities())
     if by == "bound":
         return _bound(setting, seed)
     if by == "simulation":
@@ -589,6 +582,12 @@ def _value(
         return floor
     usable = f"usable is η below {one.largest_step_size:.3g}"
     return Refusal(f"the step size is too large: {usable}", of="floor")
+
+
+def _bias(setting: Setting) -> float | Refusal:
+    from mbsim.theory import bias_bound
+
+    return _evaluated(bias_bound(), setting.quantities())
 
 
 def _bound(setting: Setting, seed: SeedSequence) -> float | Refusal:
@@ -644,14 +643,8 @@ def _swept(
         mean, error = float(summary.mean[-1]), float(summary.error[-1])
         rate = _RATE / len(grid)
         reach = float(blocks.always_within(grid, count, error * math.sqrt(count), rate))
-        values[b] = statistics.Interval(
-            estimate=mean,
-            low=mean - reach,
-            high=mean + reach,
-            standard_error=error,
-            false_positive_rate=rate,
-            df=count - 1,
-        )
+        ends = mean - reach, mean + reach
+        values[b] = statistics.interval_of(mean, error, count - 1, rate, ends)
     return values
 
 

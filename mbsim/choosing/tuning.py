@@ -115,29 +115,17 @@ def simulate(
         step_size = step_size_for(
             problem, method, batch_size=batch_size, step_size=step_size, steps=steps, rng=rng
         )
+    asked: dict[str, Any] = {
+        "batch_size": batch_size,
+        "step_size": step_size,
+        "steps": steps,
+        "replicates": replicates,
+        "rng": rng,
+        "record_every": record_every,
+    }
     if not isinstance(problem, Problem):
         from mbsim.gradients import measured, replay
 
         if isinstance(problem, measured.MeasuredProblem):
-            return replay.replay(
-                problem,
-                method,
-                batch_size=batch_size,
-                step_size=step_size,
-                steps=steps,
-                replicates=replicates,
-                rng=rng,
-                record_every=record_every,
-            )
-    return run.simulate(
-        problem,
-        method,
-        batch_size=batch_size,
-        step_size=step_size,
-        steps=steps,
-        replicates=replicates,
-        rng=rng,
-        record_every=record_every,
-        engine=engine,
-        threads=threads,
-    )
+            return replay.replay(problem, method, **asked)
+    return run.simulate(problem, method, **asked, engine=engine, threads=threads)

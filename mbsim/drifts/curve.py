@@ -17,16 +17,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import interpolate
 
+from mbsim._shared.arrays import Array, Integers, Mask
 from mbsim.drifts.sources import DriftValues, Source, Tail
 from mbsim.statistics import t_quantile
 
 __all__ = ["Curve", "Descent", "Far", "Known", "error_of_f"]
 
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 # Distance of the first nodes in asinh(r/r₀), and of those that are added far out.
 _SPACING, _FAR_SPACING = 0.75, 1.2
@@ -84,8 +82,7 @@ def _quantile(df: Array, rate: float) -> Array:
 def error_of_f(values: DriftValues, half_step: float, rate: float) -> Array:
     """By how much f may be smaller than it is found to be."""
     _, standard, numerical = values.descent(half_step)
-    error: Array = _quantile(values.df, rate) * standard + numerical
-    return error
+    return _quantile(values.df, rate) * standard + numerical
 
 
 @dataclass(frozen=True)
@@ -140,8 +137,7 @@ class Curve:
 
     def size(self, s: Array) -> Array:
         """r² + r₀² at s."""
-        size: Array = np.square(self.scale * np.cosh(s))
-        return size
+        return np.square(self.scale * np.cosh(s))
 
     def with_nodes(self, s: Array) -> Curve:
         """The curve with these nodes too."""
@@ -198,8 +194,7 @@ class Descent:
     @np.errstate(over="ignore")
     def shape(self) -> Array:
         """f/(r² + r₀²) at the nodes."""
-        shape: Array = self.curve.values.descent(self.half_step)[0] / self.curve.size(self.curve.s)
-        return shape
+        return self.curve.values.descent(self.half_step)[0] / self.curve.size(self.curve.s)
 
     @property
     def moderate(self) -> bool:
@@ -228,8 +223,7 @@ class Descent:
         line = bend[:-2] + (bend[2:] - bend[:-2]) * (width[:-1] / (s[2:] - s[:-2]))
         change = np.abs(bend[1:-1] - line)
         change = np.concatenate([change[:1], change, change[-1:]])
-        margin: Array = np.square(width) * np.maximum(change[:-1], change[1:])
-        return margin
+        return np.square(width) * np.maximum(change[:-1], change[1:])
 
     @cached_property
     def spline(self) -> interpolate.CubicSpline:
@@ -241,7 +235,7 @@ class Descent:
         s, share = self.curve.s, np.arange(between) / between
         return np.append((s[:-1, None] + np.diff(s)[:, None] * share).ravel(), s[-1])
 
-    def interval(self, s: Array) -> NDArray[np.int64]:
+    def interval(self, s: Array) -> Integers:
         """The intervals that places lie in."""
         found = np.searchsorted(self.curve.s, s, side="right") - 1
         return np.clip(found, 0, self.curve.s.size - 2)
@@ -258,8 +252,7 @@ class Descent:
         shape = self.spline(s) - np.interp(s, self.curve.s, self.error)
         if margins:
             shape -= self.margin_at(s)
-        lower: Array = self.curve.size(s) * shape
-        return lower
+        return self.curve.size(s) * shape
 
 
 @dataclass(frozen=True)

@@ -15,48 +15,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from mbsim import plots
 from mbsim._shared import tables
+from mbsim._shared.arrays import Array
 from mbsim._shared.meant import answering
 from mbsim._shared.seeds import seed_sequence
 from mbsim.clipping import Rule, SmallestNorm
-from mbsim.drifts.certificate import (
-    Certificate,
-    certify,
-    largest_step_size,
-    tuned_step_size,
-)
+from mbsim.drifts import certificate
+from mbsim.drifts import floor as floors
 from mbsim.drifts.curve import MOST_NODES, Known
-from mbsim.drifts.floor import floor, floor_interval
 from mbsim.drifts.sources import DriftValues, source_of, tail_of
-from mbsim.errors import (
-    InvalidArgument,
-    check_array,
-    check_finite,
-    check_integer,
-    check_number,
-    divisors,
-    shown,
-)
+from mbsim.errors import InvalidArgument, check_array, check_integer, check_number, divisors, shown
 from mbsim.methods import Method, MicroBatchClipping, check_method
-from mbsim.problems.noise import NoiseLaw
+from mbsim.problems.noise import why_no_means
 from mbsim.problems.problem import Problem, check_problem
 from mbsim.problems.setting import Setting
-from mbsim.statistics import Interval, t_quantile
-from mbsim.verdicts import Refusal
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from mbsim.statistics import t_quantile
 
 __all__ = ["Drift", "DriftValues", "drift", "drifts"]
-
-Array = NDArray[np.float64]
 
 # What a drift draws, and what it is called.
 _QUANTITIES = {
@@ -89,8 +71,7 @@ class Drift(Known):
         Raises:
             InvalidArgument: for gradient norms that are negative, not finite or no numbers.
         """
-        r = check_array("grad_norm", grad_norm)
-        check_finite("grad_norm", r)
+        r = check_array("grad_norm", grad_norm, finite=True)
         if r.min() < 0:
             raise InvalidArgument(f"grad_norm={shown(grad_norm)} must be at least 0")
         aim = self.relative_error
@@ -109,13 +90,13 @@ class Drift(Known):
 
     def plot(
         self,
-        ax: Axes | None = None,
+        ax: plots.Axes | None = None,
         *,
         quantity: str = "progress",
         step_size: float | None = None,
         grad_norm: ArrayLike | None = None,
         **style: Any,
-    ) -> Axes:
+    ) -> plots.Axes:
         """A(r), M(r) or, with a step size, what a step gains, against the gradient norm r.
 
         The band is the 99 % interval of a sample with the numerical error; where A and M are exact
@@ -172,7 +153,7 @@ class Drift(Known):
 
         Infinite where that is not known, as for an update that does not grow with the gradient.
         """
-        return largest_step_size(self)
+        return certificate.largest_step_size(self)
 
     def __str__(self) -> str:
         shown_ = ("batch_size", "noise", "probability", "norm_ratio")
@@ -187,90 +168,11 @@ class Drift(Known):
 
     __repr__ = __str__
 
-    @answering
-    def floor(self, *, step_size: float) -> float:
-        r"""The level at which a run with this step size stops: the largest root of r A = (ηL/2) M.
-
-        Above it a step is expected to lower the loss; for ½L‖w‖² the root of the mean squared
-        gradient norm settles about there. Theory page, section 7.
-
-        Args:
-            step_size: η > 0.
-
-        Returns:
-            The gradient norm; 0 if every step lowers the loss, and infinity if for large gradients
-            none does. :meth:`floor_interval` gives it with its error.
-        """
-        return floor(self, step_size=step_size)
-
-    def floor_interval(self, *, step_size: float, false_positive_rate: float = 1e-6) -> Interval:
-        """The floor with an interval that holds the errors of A and M.
-
-        Args:
-            step_size: η > 0.
-            false_positive_rate: the probability that the interval misses the floor, where A and M
-                are sampled.
-        """
-        return floor_interval(self, step_size=step_size, false_positive_rate=false_positive_rate)
-
-    @answering
-    def tuned_step_size(self, *, steps: int, initial_gap: float | None = None) -> float:
-        """The step size at which :meth:`certify` gives the smallest bound, for every method alike.
-
-        It is right to 1 % or better; the bound is flat there. Theory page, section 8.
-
-        Args:
-            steps: T ≥ 1.
-            initial_gap: Δ = L(w₀) − L* > 0; that of the problem unless told.
-
-        Raises:
-            InvalidArgument: where no step size has a certificate, or none is best.
-
-        >>> import mbsim
-        >>> problem = mbsim.Problem(
-        ...     loss=mbsim.losses.Quadratic(np.ones(8)), noise=mbsim.noise.Gaussian(sigma=0.0),
-        ...     benign_dim=4, start=np.ones(8))
-        >>> round(drift(problem, mbsim.SGD(), batch_size=4).tuned_step_size(steps=10), 6)
-        1.0
-        """
-        return tuned_step_size(self, steps=steps, initial_gap=initial_gap)
-
-    @answering
-    def certify(
-        self,
-        *,
-        step_size: float,
-        steps: int,
-        initial_gap: float | None = None,
-        largest_grad_norm: float | None = None,
-        false_positive_rate: float = 1e-6,
-    ) -> Certificate | Refusal:
-        """The best bound that the drift proves on (1/T) Σ_{t<T} E‖∇L(w_t)‖².
-
-        Args:
-            step_size: η > 0.
-            steps: T ≥ 1.
-            initial_gap: Δ = L(w₀) − L*; that of the problem unless told.
-            largest_grad_norm: a limit that no gradient exceeds; that of the loss, if it has one,
-                unless told.
-            false_positive_rate: the probability, where A and M are sampled, that an error in them
-                makes the bound too small.
-
-        Returns:
-            A :class:`~mbsim.drifts.certificate.Certificate`; or a
-            :class:`~mbsim.verdicts.Refusal`, which is false and says why.
-
-        Raises:
-            InvalidArgument: for arguments that break a rule.
-        """
-        return certify(
-            self,
-            step_size=step_size,
-            steps=steps,
-            initial_gap=initial_gap,
-            largest_grad_norm=largest_grad_norm,
-            false_positive_rate=false_positive_rate,
-        )
+    # Methods that fill modules of their own.
+    floor = floors.floor
+    floor_interval = floors.floor_interval
+    tuned_step_size = certificate.tuned_step_size
+    certify = certificate.certify
 
 
 @runtime_checkable
@@ -341,31 +243,27 @@ def drift(
         return problem.drift(
             method, batch_size=batch_size, rng=rng, relative_error=relative_error, draws=draws
         )
-    problem = check_problem(problem)
-    method = check_method(method)
-    batch = check_integer("batch_size", batch_size, minimum=1)
-    m = method.micro_batches(batch)
-    if not isinstance(problem.noise, NoiseLaw):
-        raise InvalidArgument(
-            f"noise={shown(problem.noise)} draws whole vectors (it has no mean_of), and a drift "
-            "needs the law of the mean of ν examples along the gradient and across it; simulation, "
-            "and sweet_spot by 'final' or 'simulation', do without"
-        )
+    problem, method = check_problem(problem), check_method(method)
+    setting = Setting(problem, method, check_integer("batch_size", batch_size, minimum=1))
+    b = setting.micro_batch_size
+    if reason := why_no_means(problem.noise, "a drift"):
+        instead = "simulation, and sweet_spot by 'final' or 'simulation', do without"
+        raise InvalidArgument(f"{reason}; {instead}")
     aim = check_number("relative_error", relative_error, above=0, below=1)
     draws = check_integer("draws", draws, minimum=1)
-    made_of = (problem, method.rule, batch, m, draws, seed_sequence(rng))
-    source = source_of(*made_of)
+    seed = seed_sequence(rng)
+    source = source_of(setting, draws, seed)
     return Drift(
         source=source,
         most_nodes=min(MOST_NODES, getattr(source, "most_norms", MOST_NODES)),
         smoothness=problem.smoothness,
         initial_gap=problem.initial_gap,
-        tail=tail_of(*made_of),
+        tail=tail_of(setting, draws, seed),
         largest_grad_norm=getattr(problem.loss, "largest_grad_norm", math.inf),
         relative_error=aim,
-        scale=problem.noise.sigma / math.sqrt(problem.benign_dim * (batch // m)),
+        scale=problem.noise.sigma / math.sqrt(problem.benign_dim * b),
         noise_size=problem.noise.sigma,
-        settings=Setting(problem, method, batch).quantities(),
+        settings=setting.quantities(),
     )
 
 
@@ -376,8 +274,7 @@ def drifts(
     batch_size: int,
     rule: Rule | None = None,
     rng: int | SeedSequence | Generator = 0,
-    relative_error: float = 1e-3,
-    draws: int = 2**20,
+    **how: Any,
 ) -> dict[int, Drift]:
     """The drift for every micro-batch size: the divisors of the batch size, each with its own.
 
@@ -386,8 +283,7 @@ def drifts(
         batch_size: B.
         rule: the clipping rule; :class:`~mbsim.clipping.SmallestNorm` if none is given.
         rng: as for :func:`drift`.
-        relative_error: as for :func:`drift`.
-        draws: as for :func:`drift`.
+        **how: the other arguments of :func:`drift`.
 
     >>> import mbsim
     >>> problem = mbsim.Problem(
@@ -397,17 +293,12 @@ def drifts(
     >>> {b: round(one.progress(0.1), 3) for b, one in drifts(problem, batch_size=4).items()}
     {1: -0.177, 2: -0.073, 4: 0.095}
     """
-    seed = seed_sequence(rng)
+    seed, rule = seed_sequence(rng), SmallestNorm() if rule is None else rule
+    sizes = divisors(check_integer("batch_size", batch_size, minimum=1))
+    methods = {b: MicroBatchClipping(b, rule=rule) for b in sizes}
     return {
-        b: drift(
-            problem,
-            MicroBatchClipping(b, rule=SmallestNorm() if rule is None else rule),
-            batch_size=batch_size,
-            rng=seed,
-            relative_error=relative_error,
-            draws=draws,
-        )
-        for b in divisors(check_integer("batch_size", batch_size, minimum=1))
+        b: drift(problem, method, batch_size=batch_size, rng=seed, **how)
+        for b, method in methods.items()
     }
 
 

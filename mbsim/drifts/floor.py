@@ -7,10 +7,11 @@ import math
 import numpy as np
 from scipy import interpolate, optimize
 
-from mbsim._shared.progress import progress
+from mbsim._shared.meant import answering
+from mbsim._shared.progress import watched
 from mbsim.drifts.curve import FARTHEST, Curve, Descent, Far, Known, error_of_f
 from mbsim.errors import check_number
-from mbsim.statistics import Interval
+from mbsim.statistics import Interval, interval_of
 
 __all__ = ["floor", "floor_interval"]
 
@@ -18,26 +19,40 @@ __all__ = ["floor", "floor_interval"]
 _CLOSE, _SECANTS = 1e-6, 6
 
 
+@answering
 def floor(drift: Known, *, step_size: float) -> float:
-    """The largest root of f; see :meth:`mbsim.drifts.drift.Drift.floor`."""
+    r"""The level at which a run with this step size stops: the largest root of r A = (ηL/2) M.
+
+    Above it a step is expected to lower the loss; for ½L‖w‖² the root of the mean squared gradient
+    norm settles about there. Theory page, section 7.
+
+    Args:
+        drift: A(r) and M(r), a :class:`mbsim.Drift`, of which this is a method.
+        step_size: η > 0.
+
+    Returns:
+        The gradient norm; 0 if every step lowers the loss, and infinity if for large gradients none
+        does. :func:`floor_interval` gives it with its error.
+    """
     return _floors(drift, step_size, 1e-6, (0.0,))[0][0]
 
 
 def floor_interval(
     drift: Known, *, step_size: float, false_positive_rate: float = 1e-6
 ) -> Interval:
-    """The largest root of f with its interval; see :class:`mbsim.drifts.drift.Drift`."""
+    """The floor with an interval that holds the errors of A and M.
+
+    Args:
+        drift: as for :func:`floor`.
+        step_size: η > 0.
+        false_positive_rate: the probability that the interval misses the floor, where A and M are
+            sampled.
+    """
     rate = check_number("false_positive_rate", false_positive_rate, above=0, below=1)
     (high, estimate, low), df = _floors(drift, step_size, rate, (-1.0, 0.0, 1.0))
     reach = (high - low) / 2
-    return Interval(
-        estimate=estimate,
-        low=low,
-        high=high,
-        standard_error=reach if math.isfinite(df) and math.isfinite(reach) else 0.0,
-        false_positive_rate=rate,
-        df=df,
-    )
+    error = reach if math.isfinite(df) and math.isfinite(reach) else 0.0
+    return interval_of(estimate, error, df, rate, (low, high))
 
 
 def _floors(
@@ -51,11 +66,8 @@ def _floors(
     if far is not None and far.exact:
         root = math.sqrt(far.b / far.slope) if far.b else 0.0
         return [root for _ in directions], math.inf
-    with progress(len(directions), "floor") as bar:
-        descent, roots = Descent(_up_to_positive(drift, half_step, rate), half_step), []
-        for direction in directions:
-            roots.append(_largest_root(descent, direction))
-            bar.update(len(roots))
+    descent = Descent(_up_to_positive(drift, half_step, rate), half_step)
+    roots = [_largest_root(descent, direction) for direction in watched(directions, "floor")]
     return roots, float(descent.curve.values.df.min())
 
 

@@ -21,16 +21,14 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import interpolate, special
 
+from mbsim._shared.arrays import Array, Integers
 from mbsim.drifts.walks import line_walk, squared_length
 from mbsim.problems.noise import facts_of, likely_binomial
 from mbsim.problems.problem import Problem
 
 __all__ = ["PARTS", "MicroBatchLaw", "Points"]
-
-Array = NDArray[np.float64]
 
 # Consecutive parts of the Sobol sequence, whose spread says how far their mean may be off.
 PARTS = 8
@@ -61,7 +59,7 @@ class Points:
     shared: Array
     norm: Array
     weight: Array
-    part: NDArray[np.int64]
+    part: Integers
     part_weight: Array
 
     def error_of_mean(self, values: Array) -> float:
@@ -90,7 +88,7 @@ def _chi_square(df: int, share: Array) -> Array:
 
 
 @lru_cache(maxsize=4)
-def _sobol_points(size: int) -> tuple[NDArray[np.int64], Array]:
+def _sobol_points(size: int) -> tuple[Integers, Array]:
     """The part of every point, and the points, ``[5, size]``, in the order of their stratum.
 
     Every law draws on the same ones.

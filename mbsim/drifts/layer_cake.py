@@ -22,15 +22,12 @@ mean over independent parts of the points varies as A and M do.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
-from mbsim._shared.arrays import ratio
+from mbsim._shared.arrays import Array, ratio
 from mbsim.drifts.law import Points
 
 __all__ = ["of_lengths", "of_rank"]
-
-Array = NDArray[np.float64]
 
 # A share of A and M that is as good as 0, and a probability that is so whatever comes with it.
 _NEGLIGIBLE, _NOTHING = 1e-25, 1e-280
@@ -136,8 +133,7 @@ def of_lengths(points: Points, lengths: Array, m: int) -> tuple[Array, Array]:
 
 def _beyond(values: Array) -> Array:
     """The sum of what stands at each place and after it."""
-    total: Array = np.cumsum(values[::-1])[::-1]
-    return total
+    return np.cumsum(values[::-1])[::-1]
 
 
 def _running(values: Array, size: int) -> Array:

@@ -8,27 +8,27 @@ drift measured by other means is one class more. A or M beyond the largest float
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
-from mbsim._shared.progress import progress
+from mbsim._shared.arrays import Array, Mask
+from mbsim._shared.progress import watched
 from mbsim._shared.seeds import stream
 from mbsim._shared.values import value
-from mbsim.clipping import Rule, looks_at_own_norm, rank_of
+from mbsim.clipping import looks_at_own_norm, rank_of
 from mbsim.drifts.law import MicroBatchLaw
 from mbsim.drifts.layer_cake import of_lengths, of_rank
 from mbsim.drifts.steps import StepSample, clipped_lengths
 from mbsim.errors import InvalidArgument
 from mbsim.problems.noise import Gaussian, facts_of
 from mbsim.problems.problem import Problem
+from mbsim.problems.setting import Setting
 
 __all__ = ["DriftValues", "Source", "Tail", "regressed", "source_of", "tail_of"]
-
-Array = NDArray[np.float64]
 
 # Points of the law of a micro-batch: for a quick answer, more for a small aim, and the most. The
 # shortest of many is a matter of few of the points, so that more micro-batches ask for more.
@@ -75,7 +75,7 @@ class DriftValues:
     second_moment_numerical_error: Array
     df: Array
     method: NDArray[np.str_]
-    delivered: NDArray[np.bool_]
+    delivered: Mask
 
     @classmethod
     def of(
@@ -141,25 +141,21 @@ class Source(Protocol):
         ...
 
 
-def source_of(
-    problem: Problem, rule: Rule, batch: int, m: int, draws: int, seed: SeedSequence
-) -> Source:
-    """The best source for a problem.
+def source_of(setting: Setting, draws: int, seed: SeedSequence) -> Source:
+    """The best source for a problem, a method and a batch size.
 
     Args:
-        problem: the problem.
-        rule: the clipping rule.
-        batch: B.
-        m: the number of micro-batches.
+        setting: these.
         draws: the most micro-batches to sample for one value.
         seed: what they are drawn from.
     """
+    rule, m = setting.method.rule, setting.micro_batches
     if rank_of(rule, m) == m - 1:  # every factor is 1
-        return _ClosedForm(problem, batch)
+        return _ClosedForm(setting.problem, setting.batch_size)
     layered = rank_of(rule, m) is not None or looks_at_own_norm(rule)
-    if layered and facts_of(problem.noise).integrated:
-        return _Integrated(problem, rule, batch // m, m)
-    return _Sampled(problem, rule, batch // m, m, draws, seed)
+    if layered and facts_of(setting.problem.noise).integrated:
+        return _Integrated(setting)
+    return _Sampled(setting, draws, seed)
 
 
 # ---------------------------------------------------------------------------- large gradients
@@ -192,9 +188,7 @@ class Tail:
         return self.distance + (self.slope / start if self.slope else 0.0)
 
 
-def tail_of(
-    problem: Problem, rule: Rule, batch: int, m: int, draws: int, seed: SeedSequence
-) -> Tail | None:
+def tail_of(setting: Setting, draws: int, seed: SeedSequence) -> Tail | None:
     r"""For large r the noise is lost: A and M against those without noise.
 
     Draw a step at r with the noise and, from the same numbers, one without it. A micro-batch moves
@@ -210,18 +204,14 @@ def tail_of(
     Returns:
         None where the update does not grow in proportion to r.
     """
-    if rank_of(rule, m) is None:
+    problem, batch, m = setting.problem, setting.batch_size, setting.micro_batches
+    rank = rank_of(setting.method.rule, m)
+    if rank is None:
         return None
     sigma, draggers = problem.noise.sigma, problem.draggers
-    quiet = Problem(
-        loss=problem.loss,
-        noise=Gaussian(sigma=0.0),
-        draggers=draggers,
-        benign_dim=problem.benign_dim,
-        start=problem.start,
-    )
-    unclipped = rank_of(rule, m) == m - 1
-    values = source_of(quiet, rule, batch, m, draws, seed).values(np.ones(1), None)
+    quiet = replace(setting, problem=replace(problem, noise=Gaussian(sigma=0.0)))
+    unclipped = rank == m - 1
+    values = source_of(quiet, draws, seed).values(np.ones(1), None)
     if unclipped and not draggers.tilt:
         rest = _ClosedForm(problem, batch).values(np.zeros(1), None).second_moment[0]
         return Tail(values=values, distance=0.0, slope=0.0, constant=float(rest))
@@ -279,19 +269,16 @@ class _ClosedForm:
 class _Integrated:
     """The layer cake over the law of a micro-batch, whose points serve every gradient norm."""
 
-    def __init__(self, problem: Problem, rule: Rule, b: int, m: int) -> None:
-        self.problem, self.rule, self.b, self.m = problem, rule, b, m
-        facts = facts_of(problem.noise)
-        self._symmetric = (facts.unimodal or facts.independent) and not problem.draggers.tilt
+    def __init__(self, setting: Setting) -> None:
+        self.problem, self.rule = setting.problem, setting.method.rule
+        self.b, self.m = setting.micro_batch_size, setting.micro_batches
+        facts, tilt = facts_of(self.problem.noise), self.problem.draggers.tilt
+        self._symmetric = (facts.unimodal or facts.independent) and not tilt
         self._laws: dict[int, MicroBatchLaw] = {}
 
     def values(self, grad_norm: Array, relative_error: float | None) -> DriftValues:
-        found = np.zeros((2, 2, grad_norm.size))
-        with progress(grad_norm.size, "drift") as bar:
-            for i, r in enumerate(grad_norm.tolist()):
-                found[..., i] = self._one(r, relative_error)
-                bar.update(i + 1)
-        drift, errors = found
+        found = [self._one(r, relative_error) for r in watched(grad_norm.tolist(), "drift")]
+        drift, errors = np.array(found).reshape(-1, 2, 2).transpose(1, 2, 0).copy()
         return DriftValues.of("quadrature", grad_norm, drift, errors, relative_error)
 
     def _one(self, r: float, aim: float | None) -> Array:
@@ -335,15 +322,15 @@ class _Sampled:
     variates: that removes the noise that would swamp A(r) at small r.
     """
 
-    def __init__(
-        self, problem: Problem, rule: Rule, b: int, m: int, draws: int, seed: SeedSequence
-    ) -> None:
+    def __init__(self, setting: Setting, draws: int, seed: SeedSequence) -> None:
+        b, m = setting.micro_batch_size, setting.micro_batches
         if m > _CROWDED:
             raise InvalidArgument(
                 f"batch_size={b * m} with micro_batch_size={b} makes {m:,} micro-batches a step, "
                 f"and at most {_CROWDED:,} are sampled"
             )
-        self.problem, self.rule, self.b, self.m, self.seed = problem, rule, b, m, seed
+        self.problem, self.rule = setting.problem, setting.method.rule
+        self.b, self.m, self.seed = b, m, seed
         self._groups = max(_FEWEST_GROUPS, min(_GROUPS, _BLOCK // m))
         wanted = min(_BLOCK, _EXAMPLES // (16 * b)) // (self._groups * m)
         self._steps = self._groups * max(1, wanted)
@@ -352,7 +339,7 @@ class _Sampled:
         self._blocks: list[StepSample] = []
         # Without a length, an example is 0, and a micro-batch of such examples stops the smallest
         # norm: that none is there has a known probability, and steps are drawn given that.
-        self._stops = rank_of(rule, m) == 0 and problem.draggers.norm_ratio == 0
+        self._stops = rank_of(self.rule, m) == 0 and self.problem.draggers.norm_ratio == 0
 
     def values(self, grad_norm: Array, relative_error: float | None) -> DriftValues:
         drift, standard = np.zeros((2, 2, grad_norm.size))
@@ -361,11 +348,9 @@ class _Sampled:
         if relative_error is not None and grad_norm.size:
             within = _LOOKS // (self._steps * self.m * grad_norm.size)
             blocks = min(self._most, max(1, within))
-        with progress(grad_norm.size, "drift, sampled") as bar:
-            for i, r in enumerate(grad_norm.tolist()):
-                found = self._one(r, relative_error or 0.0, blocks)
-                drift[:, i], standard[:, i], covariance[i], df[i] = found
-                bar.update(i + 1)
+        for i, r in enumerate(watched(grad_norm.tolist(), "drift, sampled")):
+            found = self._one(r, relative_error or 0.0, blocks)
+            drift[:, i], standard[:, i], covariance[i], df[i] = found
         none = np.zeros_like(drift)
         return DriftValues.of(
             "sample", grad_norm, drift, none, relative_error, standard, covariance, df

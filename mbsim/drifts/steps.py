@@ -32,9 +32,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from mbsim._shared.arrays import ratio
+from mbsim._shared.arrays import Array, ratio
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim._shared.values import value
 from mbsim.clipping import Rule, rank_of
@@ -42,13 +42,12 @@ from mbsim.errors import (
     InvalidArgument,
     check_array,
     check_divides,
-    check_finite,
     check_integer,
     check_number,
     shown,
 )
 from mbsim.problems.micro_batches import MicroBatches, draw_micro_batches
-from mbsim.problems.noise import NoiseLaw, facts_of
+from mbsim.problems.noise import facts_of, why_no_means
 from mbsim.problems.problem import Problem, check_problem
 from mbsim.statistics import t_quantile
 
@@ -60,8 +59,6 @@ __all__ = [
     "norms_near_atoms",
     "step_sample",
 ]
-
-Array = NDArray[np.float64]
 
 # The β of min(τ, βr): that of the theorems in mbsim.theory.
 _CAP = 0.75
@@ -181,7 +178,8 @@ class StepSample:
             return float(noise.sigma)
         # E[(α⟨ñ, e⟩)²] = E[α] σ_e²/b, since α² σ_e²/(b − k) = α σ_e²/b.
         squares = np.square(self.drawn.noise).mean(axis=1) * (self.micro_batch_size / benign)
-        limit = _estimates(squares, np.shape(np.float64())).high(_UNKNOWN_LAW)
+        mean, error = _summary(squares)
+        limit = Estimates(mean, error, squares.size - 1).high(_UNKNOWN_LAW)
         return min(float(noise.sigma), math.sqrt(float(limit)))
 
     def at(self, grad_norm: ArrayLike) -> StepQuantities:
@@ -197,8 +195,7 @@ class StepSample:
         Raises:
             InvalidArgument: for gradient norms that are not above 0, not finite or no numbers.
         """
-        r = check_array("grad_norm", grad_norm)
-        check_finite("grad_norm", r)
+        r = check_array("grad_norm", grad_norm, finite=True)
         if r.min() <= 0:
             raise InvalidArgument(f"grad_norm={shown(grad_norm)} must be above 0")
         found = [_summary(self._quantities(one)) for one in r.ravel().tolist()]
@@ -331,11 +328,6 @@ def _summary(values: Array) -> Array:
     return np.stack([values.mean(axis=-1), error])
 
 
-def _estimates(values: Array, shape: tuple[int, ...]) -> Estimates:
-    mean, error = _summary(values)
-    return Estimates(mean.reshape(shape), error.reshape(shape), values.size - 1)
-
-
 def step_sample(
     problem: Problem,
     micro_batch_size: int,
@@ -376,11 +368,8 @@ def step_sample(
     check_problem(problem)
     m = check_divides(micro_batch_size, batch_size)
     draws = check_integer("draws", draws, minimum=1)
-    if not isinstance(problem.noise, NoiseLaw):
-        raise InvalidArgument(
-            f"noise={shown(problem.noise)} draws whole vectors (it has no mean_of), and a step "
-            "sample needs the mean of ν examples along the gradient and across it"
-        )
+    if reason := why_no_means(problem.noise, "a step sample"):
+        raise InvalidArgument(reason)
     if tilt := problem.draggers.tilt:
         raise InvalidArgument(
             f"draggers.tilt={shown(tilt)} must be 0, for the theorems that need this sample "
@@ -411,14 +400,9 @@ def norms_near_atoms(problem: Problem, micro_batch_size: int) -> Array:
     return np.unique(np.multiply.outer(atoms[-_MOST_ATOMS:], [0.97, 0.995, 1.0, 1.005, 1.03]))
 
 
-# Quantities that must be at most what they are at every r visited, and where they are found; of
-# mean_cosine the bounds want what is at least its values.
-_AT_MOST = {
-    "mean_weight": "weight",
-    "alignment": "alignment",
-    "shortest_benign_share": "shortest_benign_share",
-    "progress_rate": "progress_rate",
-}
+# Quantities that must be at most what they are at every r visited; of mean_cosine the bounds want
+# what is at least its values.
+_AT_MOST = ("mean_weight", "alignment", "shortest_benign_share", "progress_rate")
 
 
 def measured_values(
@@ -476,7 +460,7 @@ def measured_values(
     values: dict[str, float] = {}
     for name in sampled:
         if name in _AT_MOST:
-            estimates: Estimates = getattr(found, _AT_MOST[name])
+            estimates = found.weight if name == "mean_weight" else getattr(found, name)
             values[name] = max(0.0, float(estimates.low(tail).min()))
         else:
             values[name] = min(1.0, float(found.mean_cosine.high(tail).max()))

@@ -16,12 +16,11 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
-__all__ = ["line_walk", "squared_length"]
+from mbsim._shared.arrays import Array
 
-Array = NDArray[np.float64]
+__all__ = ["line_walk", "squared_length"]
 
 _BINS, _COSINES = 512, 32
 # Where bins are cut, as probabilities.
@@ -45,8 +44,7 @@ def squared_length(dimensions: int, k: int, share: Array) -> Array:
     edges = _edges(dimensions, k)
     bin_ = np.searchsorted(_CUTS, share, side="right") - 1
     inside = (share - _CUTS[bin_]) / _WEIGHTS[bin_]
-    found: Array = edges[bin_] + inside * (edges[bin_ + 1] - edges[bin_])
-    return found
+    return edges[bin_] + inside * (edges[bin_ + 1] - edges[bin_])
 
 
 def line_walk(k: int) -> tuple[Array, Array]:

@@ -29,16 +29,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-try:
+from mbsim._shared.extras import needed
+
+with needed("mbsim.extra.hypothesis", "Hypothesis", extra="testing", name="hypothesis"):
     from hypothesis import strategies as st
     from hypothesis.extra.numpy import arrays
     from hypothesis.strategies import DrawFn, SearchStrategy
-except ImportError:
-    raise ModuleNotFoundError(
-        "mbsim.extra.hypothesis needs Hypothesis: pip install 'microbatch-clipping[testing]'",
-        name="hypothesis",
-    ) from None
 
+from mbsim._shared.arrays import Array, Mask
 from mbsim.clipping import (
     FixedNorm,
     NoClipping,
@@ -73,7 +71,6 @@ __all__ = [
     "rules",
 ]
 
-Array = NDArray[np.float64]
 T = TypeVar("T")
 #: A part that may be fixed: a value, a strategy, or None for the default.
 Part: TypeAlias = T | SearchStrategy[T] | None
@@ -624,7 +621,7 @@ class LabelledGradients(NamedTuple):
     """
 
     gradients: Array
-    is_dragger: NDArray[np.bool_]
+    is_dragger: Mask
     norm_ratio: float
 
 

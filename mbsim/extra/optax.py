@@ -12,15 +12,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-try:
+from mbsim._shared.extras import needed
+
+with needed("mbsim.extra.optax", "JAX and optax", extra="jax", name="optax"):
     import jax
     import jax.numpy as jnp
     import optax
-except ImportError:
-    raise ModuleNotFoundError(
-        "mbsim.extra.optax needs JAX and optax: pip install 'microbatch-clipping[jax]'",
-        name="optax",
-    ) from None
 
 from mbsim.clipping import Rule, SmallestNorm, check_rule_argument, looks_at_own_norm, rank_of
 from mbsim.clipping.algorithm import global_norms

@@ -18,18 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-try:
+from mbsim._shared.extras import needed
+
+with needed("mbsim.extra.sklearn", "scikit-learn", extra="data", name="sklearn"):
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import train_test_split
     from sklearn.utils import check_random_state
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
-except ImportError:
-    raise ModuleNotFoundError(
-        "mbsim.extra.sklearn needs scikit-learn: pip install 'microbatch-clipping[data]'",
-        name="sklearn",
-    ) from None
 
 from mbsim.clipping import Rule, SmallestNorm, check_rule_argument
 from mbsim.compiled.softmax import gather, look, move

@@ -17,18 +17,18 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import NDArray
 
-from mbsim import statistics
+from mbsim import plots, statistics
 from mbsim._shared import tables
+from mbsim._shared.arrays import Array
 from mbsim._shared.meant import answering
-from mbsim._shared.progress import progress
+from mbsim._shared.progress import progress, watched
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
 from mbsim.errors import InvalidArgument, check_integer, divisors, shown
@@ -39,15 +39,11 @@ from mbsim.simulation.run import DIVERGED
 from mbsim.statistics import Interval
 from mbsim.verdicts import Answer, Refusal
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 __all__ = ["TARGETS", "Advice", "AdviceRow", "Prediction", "Replayed", "advise", "noise_scale"]
 
 # Targets that have a name.
 TARGETS = (GEOMETRIC_MEDIAN, MEAN)
 
-Array = NDArray[np.float64]
 
 # The first is the one that is advised on.
 _RULES = (SmallestNorm(), QuantileNorm(0.5), UnitNorm())
@@ -143,9 +139,9 @@ class Advice:
         return {
             "answer": self.answer.to_dict(),
             "steps": self.steps,
-            "curve": {str(b): _plain(level) for b, level in self.curve.items()},
+            "curve": {str(b): level.to_dict() for b, level in self.curve.items()},
             "rows": [vars(row) for row in self.rows],
-            "noise_scale": str(scale) if isinstance(scale, Refusal) else _plain(scale),
+            "noise_scale": str(scale) if isinstance(scale, Refusal) else scale.to_dict(),
             "snapshots": [
                 {"target_norm": norm, "micro_batch_size": b, "tied": list(tied)}
                 for norm, b, tied in self.snapshots
@@ -193,15 +189,13 @@ class Advice:
         title = ". ".join([self.answer.question, self.answer.advice, self.reason, *self._notes()])
         return tables.as_html(self._cells(), head=_HEAD, caption=title)
 
-    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+    def plot(self, ax: plots.Axes | None = None, **style: Any) -> plots.Axes:
         """The predicted final gradient norm over b, a curve for each rule.
 
         Args:
             ax: where to draw; a new figure unless told.
             **style: properties of the lines, such as ``linewidth``.
         """
-        from mbsim import plots
-
         with plots.on(ax) as axes:
             for number, rule in enumerate(dict.fromkeys(row.rule for row in self.rows)):
                 rows = [row for row in self.rows if row.rule == rule]
@@ -399,15 +393,13 @@ class Replayed:
     @cached_property
     def resampled(self) -> Array:
         """``[replicates, sizes]``: ‖v_T‖ on resampled examples, first rule, same step sizes."""
-        found = []
+        found: list[Array] = []
         every = self.measured._replicates[:_REPLICATES]
-        with progress(len(every), "replaying training on resampled examples") as bar:
-            for number, one in enumerate(every):
-                key = child(self.seed, "batches", number)
-                where = (one.rows, one.along, one.target_norm, self.batch)
-                drawn = _together(self.measured, *where, self.rules[:1], key)
-                found.append(drawn.ends(self.step_sizes[:1, :, None], self.steps)[0, :, 0])
-                bar.update(number + 1)
+        for one in watched(every, "replaying training on resampled examples"):
+            key = child(self.seed, "batches", len(found))
+            where = (one.rows, one.along, one.target_norm, self.batch)
+            drawn = _together(self.measured, *where, self.rules[:1], key)
+            found.append(drawn.ends(self.step_sizes[:1, :, None], self.steps)[0, :, 0])
         return _root(np.array(found), self.measured.target_norm)
 
 
@@ -437,8 +429,7 @@ def _together(
 
 def _root(squares: Array, norm: float) -> Array:
     """Levels, within what has a logarithm; what has diverged is as high as where that is said."""
-    found: Array = np.sqrt(np.clip(squares, _TINY * norm**2, DIVERGED * norm**2))
-    return found
+    return np.sqrt(np.clip(squares, _TINY * norm**2, DIVERGED * norm**2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -468,8 +459,7 @@ class Prediction:
         return self.last.sizes
 
     def _mean(self, name: str) -> Array:
-        found: Array = np.exp(np.mean([np.log(getattr(one, name)) for one in self.parts], axis=0))
-        return found
+        return np.exp(np.mean([np.log(getattr(one, name)) for one in self.parts], axis=0))
 
     @cached_property
     def levels(self) -> Array:
@@ -495,18 +485,14 @@ class Prediction:
 
     def interval(self, above: int, below: int | None = None, rate: float = _RATE) -> Interval:
         """The level of a b with the first rule, or its quotient by another's, by logarithms."""
-        middle, each = np.log(self.levels[0, above]), np.log(self.resampled[:, above])
+        levels, samples = np.log(self.levels[0]), np.log(self.resampled)
+        middle, each = levels[above], samples[:, above]
         if below is not None:
-            middle, each = (
-                middle - np.log(self.levels[0, below]),
-                each - np.log(self.resampled[:, below]),
-            )
+            middle, each = middle - levels[below], each - samples[:, below]
         error, df = float(each.std(ddof=1)), each.size - 1
         found = statistics.from_error(float(middle), error, df, false_positive_rate=rate)
         estimate, low, high = (math.exp(x) for x in (middle, found.low, found.high))
-        return replace(
-            found, estimate=estimate, low=low, high=high, standard_error=estimate * error
-        )
+        return statistics.interval_of(estimate, estimate * error, df, rate, (low, high))
 
     def best(self) -> tuple[int, tuple[int, ...]]:
         """For the first rule, the place of the lowest b, and of all that are not told from it."""
@@ -682,10 +668,5 @@ def noise_scale(gram: Gram, *, false_positive_rate: float = 0.01) -> Interval | 
     error = math.sqrt((n - 1) / n * float(np.square(each - each.mean()).sum()))
     one = statistics.from_error(found, error, n - 1, false_positive_rate=false_positive_rate)
     high = 1 / one.low if one.low > 0 else math.inf
-    return replace(
-        one, estimate=1 / found, low=1 / one.high, high=high, standard_error=error / found**2
-    )
-
-
-def _plain(interval: Interval) -> dict[str, Any]:
-    return {"estimate": interval.estimate, "interval": [interval.low, interval.high]}
+    ends, rate = (1 / one.high, high), one.false_positive_rate
+    return statistics.interval_of(1 / found, error / found**2, one.df, rate, ends)

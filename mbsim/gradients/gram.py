@@ -37,7 +37,7 @@ import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
-from mbsim._shared.arrays import one_blas_thread
+from mbsim._shared.arrays import Array, Integers, one_blas_thread
 from mbsim._shared.files import reading
 from mbsim._shared.progress import Progress, progress
 from mbsim._shared.seeds import seed_sequence, stream
@@ -56,15 +56,15 @@ from mbsim.errors import (
 
 __all__ = ["Gram", "GramStep"]
 
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
-
 # The most numbers of a block of coordinates (64 MiB), and the bytes of one that it may cost.
 _BLOCK, _COST = 2**23, 16
 # Rows of a mapped file that are read at a time.
 _ROWS = 32
 # A matrix may be off by this share of its trace (of float64; or by so many roundings of its type).
 _ROUNDING, _ROUNDINGS = 1e-10, 32
+_ROWS_KEPT = (
+    "the rows that are kept; take a smaller project=k, or give blocks of coordinates or a file"
+)
 _RULE = "an .npy file of real numbers, [examples, coordinates] (pickle is never loaded)"
 
 
@@ -176,22 +176,22 @@ class Gram:
                 pieces = _columns_of([projected[:-1]], budget)
             augmented = _product(pieces, goal, budget)
         self._fill(augmented, goal is not None, 0.0 if k is None else math.sqrt(2 / k))
-        _check_rows(np.diagonal(self.matrix))
-        if self.target_norm is not None:
-            _check_target_norm(self.target_norm)
 
     def _fill(self, augmented: Array, targeted: bool, error: float) -> None:
         """Take over a matrix whose last row and column are the target's, if there is one."""
         augmented.setflags(write=False)
         n = len(augmented) - targeted
-        found = {
-            "matrix": augmented[:n, :n],
-            "target_products": augmented[:n, n] if targeted else None,
-            "target_norm": math.sqrt(max(augmented[n, n], 0.0)) if targeted else None,
-            "relative_error": error,
-        }
-        for name, content in found.items():
-            object.__setattr__(self, name, content)
+        vars(self).update(
+            matrix=augmented[:n, :n],
+            target_products=augmented[:n, n] if targeted else None,
+            target_norm=math.sqrt(max(augmented[n, n], 0.0)) if targeted else None,
+            relative_error=error,
+        )
+        _check_rows(np.diagonal(self.matrix))
+        if self.target_norm is not None and not 0 < self.target_norm < math.inf:
+            raise InvalidArgument(
+                f"target has length {self.target_norm:g} and must be longer than 0 and finite"
+            )
 
     @classmethod
     def from_matrix(
@@ -223,11 +223,10 @@ class Gram:
         mbsim.errors.InvalidArgument: matrix must be positive semidefinite; its smallest \
 eigenvalue is -1, and its trace 2
         """
-        given = check_array("matrix", matrix, ndim=2)
+        given = check_array("matrix", matrix, ndim=2, finite=True)
         n = len(given)
         if given.shape != (n, n):
             raise InvalidArgument(f"matrix has shape {given.shape} and must be square")
-        check_finite("matrix", given)
         kind = as_numbers("matrix", matrix).dtype
         roundings = _ROUNDINGS * float(np.finfo(kind).eps) if kind.kind == "f" else 0.0
         allowed = max(_ROUNDING, roundings) * float(np.abs(np.diagonal(given)).sum())
@@ -240,8 +239,7 @@ eigenvalue is -1, and its trace 2
             raise InvalidArgument("target_products and target_norm must be given together")
         _check_semidefinite(given, allowed, "matrix must be positive semidefinite")
         if target_products is not None:
-            products = check_array("target_products", target_products, ndim=1)
-            check_finite("target_products", products)
+            products = check_array("target_products", target_products, ndim=1, finite=True)
             if products.size != n:
                 raise InvalidArgument(
                     f"target_products has {products.size} values and must have one for each of "
@@ -258,9 +256,6 @@ eigenvalue is -1, and its trace 2
         made = cls.__new__(cls)
         error = check_number("relative_error", relative_error, minimum=0)
         made._fill(given, target_products is not None, error)
-        _check_rows(np.diagonal(made.matrix))
-        if made.target_norm is not None:
-            _check_target_norm(made.target_norm)
         return made
 
     @property
@@ -484,10 +479,7 @@ def _product(pieces: Iterable[NDArray[Any]], target: Array | None, budget: int) 
     first = next(checked)
     n = len(first[0])
     rows = n + (target is not None)
-    if budget < _COST * rows:
-        raise InvalidArgument(
-            f"budget={budget} must be at least {_COST * rows}, for one coordinate of every example"
-        )
+    check_budget(budget, _COST * rows, "one coordinate of every example")
     width, used = _width(rows, budget), 0
     product, block = np.zeros((rows, rows)), np.empty((rows, width))
     for piece, goal in itertools.chain([first], checked):
@@ -528,7 +520,7 @@ def _projected(
     at, signs, shift = 0, np.zeros(k), 0
     for piece, goal in _checked(pieces, target):
         if not len(found):
-            _check_room(8 * k * (len(piece) + 1), budget)
+            check_budget(budget, 8 * k * (len(piece) + 1), _ROWS_KEPT)
             found = np.zeros((len(piece) + 1, k))
         for start, end in _cuts(at, piece.shape[1], k):
             number, inside = divmod(at + start, k)
@@ -587,21 +579,19 @@ def _kept_rows(
                 f"{rows[-1].shape[1]} in block {number}"
             )
         held += rows[-1].nbytes
-        _check_room(held, budget)
+        check_budget(budget, held, _ROWS_KEPT)
     if not rows:
         raise InvalidArgument("gradients has no blocks and must have at least one")
     return rows, goal
 
 
-def _check_room(needed: int, budget: int) -> None:
-    if needed > budget:
-        raise InvalidArgument(
-            f"budget={budget} must be at least {needed} bytes for the rows that are kept; take a "
-            "smaller project=k, or give blocks of coordinates or a file"
-        )
-
-
 # ---------------------------------------------------------------------------- checks
+
+
+def check_budget(budget: int, needed: int, what: str) -> None:
+    """Refuse a budget that is less than what is needed."""
+    if needed > budget:
+        raise InvalidArgument(f"budget={budget} must be at least {needed} bytes for {what}")
 
 
 def _check_rows(squares: Array) -> None:
@@ -617,11 +607,6 @@ def _check_rows(squares: Array) -> None:
         raise InvalidArgument(
             f"gradients must not all be 0 or shorter than 1e-162; all {squares.size} rows are"
         )
-
-
-def _check_target_norm(norm: float) -> None:
-    if not 0 < norm < math.inf:
-        raise InvalidArgument(f"target has length {norm:g} and must be longer than 0 and finite")
 
 
 def _check_semidefinite(matrix: Array, allowed: float, rule: str) -> None:

@@ -24,31 +24,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from mbsim._shared.arrays import one_blas_thread
+from mbsim._shared.arrays import Array, Integers, one_blas_thread
 from mbsim._shared.meant import answering
-from mbsim._shared.progress import progress
+from mbsim._shared.progress import watched
 from mbsim._shared.seeds import child, seed_sequence, stream
 from mbsim._shared.values import value
 from mbsim.clipping import Rule, rank_of
 from mbsim.drifts.drift import Drift
 from mbsim.drifts.sources import DriftValues, Tail, regressed
-from mbsim.errors import (
-    InvalidArgument,
-    check_array,
-    check_finite,
-    check_integer,
-    check_number,
-    shown,
-)
+from mbsim.errors import InvalidArgument, check_array, check_integer, check_number, shown
 from mbsim.gradients.gram import Gram, products_of
 from mbsim.methods import Method, check_method
 
 __all__ = ["MeasuredProblem", "MeasuredSource"]
-
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 GEOMETRIC_MEDIAN, MEAN, GIVEN = "geometric-median", "mean", "given"
 # The geometric median is one of means of so many examples, and of at least so many means.
@@ -156,17 +146,15 @@ class MeasuredProblem:
                 products, norm = _own_target(gram.matrix, name, rows)
         assert products is not None
         assert norm is not None
-        found = {
-            "gram": gram,
-            "target": name,
-            "target_products": products,
-            "target_norm": norm,
-            "replacement": bool(replacement),
-            "smoothness": check_number("smoothness", smoothness, above=0),
-            "_seed": seed,
-        }
-        for key, content in found.items():
-            object.__setattr__(self, key, content)
+        vars(self).update(
+            gram=gram,
+            target=name,
+            target_products=products,
+            target_norm=norm,
+            replacement=bool(replacement),
+            smoothness=check_number("smoothness", smoothness, above=0),
+            _seed=seed,
+        )
         _check_target(self)
 
     @property
@@ -219,7 +207,7 @@ class MeasuredProblem:
             )
         aim = check_number("relative_error", relative_error, above=0, below=1)
         most = check_integer("draws", draws, minimum=1)
-        source = MeasuredSource(self, method.rule, batch, m, most, seed_sequence(rng))
+        source = MeasuredSource(self, method, batch, most, seed_sequence(rng))
         spread = float(np.std(self.target_products)) / self.target_norm
         noise = math.sqrt(self._pool.deviation(1, self.target_norm))
         return Drift(
@@ -255,14 +243,13 @@ class MeasuredProblem:
         """Examples resampled, each time with the target of their own."""
         n, matrix = self.examples, self.gram.matrix
         found = []
-        with one_blas_thread(), progress(_REPLICATES, "resampling examples") as bar:
-            for number in range(_REPLICATES):
+        with one_blas_thread():
+            for number in watched(range(_REPLICATES), "resampling examples"):
                 rows = stream(self._seed, "examples", number).integers(n, size=n)
                 products, norm = self.target_products, self.target_norm
                 if self.target != GIVEN:
                     products, norm = _own_target(matrix, self.target, rows)
                 found.append((rows, products / norm if norm else 0 * products, norm))
-                bar.update(number + 1)
         rows, along, norms = (np.array(part) for part in zip(*found, strict=True))
         counts = np.stack([np.bincount(one, minlength=n) for one in rows]).astype(np.float64)
         pools = _pools(matrix, counts, along, replacement=self.replacement)
@@ -360,8 +347,8 @@ class MeasuredSource:
 
     Args:
         measured: the problem.
-        rule: the clipping rule; `batch`: B; `m`: micro-batches; `draws`: the most of them for one
-            value; `seed`: what partitions are drawn from.
+        method: the method; `batch`: B; `draws`: the most micro-batches for one value; `seed`: what
+            partitions are drawn from.
 
     >>> import mbsim
     >>> gradients = np.random.default_rng(0).standard_normal((64, 4)) + 1
@@ -375,14 +362,14 @@ class MeasuredSource:
     def __init__(
         self,
         measured: MeasuredProblem,
-        rule: Rule,
+        method: Method,
         batch: int,
-        m: int,
         draws: int,
         seed: SeedSequence,
     ) -> None:
-        self.measured, self.rule, self.m, self.b = measured, rule, m, batch // m
-        self.unclipped = rank_of(rule, m) == m - 1
+        m = method.micro_batches(batch)
+        self.measured, self.rule, self.m, self.b = measured, method.rule, m, batch // m
+        self.unclipped = rank_of(self.rule, m) == m - 1
         # An epoch: what a random order of the examples has room for.
         self._per_epoch = max(1, min(measured.examples // batch, _LONGEST_EPOCH))
         steps = min(_MICRO_BATCHES // m, _PRODUCTS // batch**2, _MOST_STEPS)
@@ -400,11 +387,8 @@ class MeasuredSource:
                 f"grad_norm={shown(float(grad_norm.max()))} must be at most {_LARGEST:g} for "
                 "measured gradients"
             )
-        found = []
-        with progress(grad_norm.size, "drift, measured") as bar:
-            for r in grad_norm.tolist():
-                found.append(self._one(r, relative_error))
-                bar.update(len(found))
+        norms = watched(grad_norm.tolist(), "drift, measured")
+        found = [self._one(r, relative_error) for r in norms]
         drift = np.array([mean for mean, *_ in found]).reshape(-1, 2).T
         variance = np.array([a + b for _, a, b, _ in found]).reshape(-1, 2, 2)
         standard = np.sqrt(np.einsum("pii->ip", variance))
@@ -422,8 +406,7 @@ class MeasuredSource:
         Args:
             grad_norm: r ≥ 0, a number or an array of any shape.
         """
-        r = check_array("grad_norm", grad_norm)
-        check_finite("grad_norm", r)
+        r = check_array("grad_norm", grad_norm, finite=True)
         found = [self._one(one, None) for one in r.ravel().tolist()]
         errors = [[np.sqrt(np.diag(part)) for part in parts] for _, *parts, _ in found]
         partitions, examples = np.moveaxis(np.array(errors), 0, -1).reshape(2, 2, *r.shape)
@@ -453,13 +436,10 @@ class MeasuredSource:
         """A and M; the covariances over partitions and over examples; df of the former."""
         measured = self.measured
         if self.unclipped:
-            every = [
-                _Replicate(np.zeros(0, np.int64), np.zeros(0), measured.target_norm, measured._pool)
-            ]
-            every += measured._replicates
-            moments = np.array([self._closed(one, r) for one in every])
-            none = np.zeros((2, 2))
-            return moments[0], none, np.cov(moments[1:].T), math.inf
+            own = np.array(self._closed(measured._pool, r - measured.target_norm))
+            every = measured._replicates
+            moments = np.array([self._closed(one.pool, r - one.target_norm) for one in every])
+            return own, np.zeros((2, 2)), np.cov(moments.T), math.inf
         with one_blas_thread():
             means = self._resampled.moments(r, self.rule).reshape(2, _REPLICATES, -1).mean(axis=2)
             examples = np.cov(means)
@@ -474,11 +454,10 @@ class MeasuredSource:
                     break
         return mean, covariance, examples, df
 
-    def _closed(self, one: _Replicate, r: float) -> tuple[float, float]:
-        """A and M without clipping."""
-        shift = r - one.target_norm
-        second = one.pool.squared(self.b * self.m) + shift * (2 * one.pool.along + shift)
-        return one.pool.along + shift, max(second, 0.0)
+    def _closed(self, pool: _Pool, shift: float) -> tuple[float, float]:
+        """A and M without clipping, at r = ‖g‖ + `shift`."""
+        second = pool.squared(self.b * self.m) + shift * (2 * pool.along + shift)
+        return pool.along + shift, max(second, 0.0)
 
     def _rows(self, number: int, r: float) -> Array:
         """Means over epochs of ⟨u, ĝ⟩, ‖u‖² and two numbers whose expectations are 0."""

@@ -16,14 +16,14 @@ import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import NDArray
 
 from mbsim import plots, statistics
 from mbsim._shared import tables
+from mbsim._shared.arrays import Array
 from mbsim._shared.meant import answering
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence
@@ -42,12 +42,8 @@ from mbsim.methods import MicroBatchClipping
 from mbsim.statistics import Interval
 from mbsim.verdicts import Answer
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 __all__ = ["Candidate", "Race", "Rung", "grid", "race"]
 
-Array = NDArray[np.float64]
 # `train` as the race calls it.
 Train = Callable[..., tuple[Any, Any]]
 
@@ -221,7 +217,7 @@ class Race:
     def _repr_html_(self) -> str:
         return tables.as_html(self._rows(), head=_HEAD, caption=self.answer.advice)
 
-    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+    def plot(self, ax: plots.Axes | None = None, **style: Any) -> plots.Axes:
         """The lowest held-out loss of every b against steps, as far as it was raced.
 
         Args:
@@ -451,22 +447,12 @@ class _Field:
         if not (0 < top < math.inf and 0 < bottom < math.inf):
             return statistics.exactly(_quotient(top, bottom))
         if self.size == 1:
-            return _between(top / bottom, 0.0, math.inf, math.inf)
+            return statistics.interval_of(top / bottom, math.inf, 1.0, _RATE, (0.0, math.inf))
         ratios = self._losses[above] / top - self._losses[below] / bottom
         logs = statistics.mean(ratios, false_positive_rate=_RATE)
-        low, high = (top / bottom * math.exp(end) for end in (logs.low, logs.high))
-        return _between(top / bottom, low, high, top / bottom * logs.standard_error, logs.df)
-
-
-def _between(estimate: float, low: float, high: float, error: float, df: float = 1.0) -> Interval:
-    return Interval(
-        estimate=estimate,
-        low=low,
-        high=high,
-        standard_error=error,
-        false_positive_rate=_RATE,
-        df=df,
-    )
+        ratio = top / bottom
+        ends = ratio * math.exp(logs.low), ratio * math.exp(logs.high)
+        return statistics.interval_of(ratio, ratio * logs.standard_error, logs.df, _RATE, ends)
 
 
 def _quotient(top: float, bottom: float) -> float:

@@ -23,30 +23,23 @@ Source: the theory page, section 11.
 from __future__ import annotations
 
 import itertools
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import NDArray
 
-from mbsim._shared import records
-from mbsim._shared.arrays import one_blas_thread
+from mbsim._shared.arrays import Array, Integers, Mask, one_blas_thread
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence, stream
-from mbsim._shared.version import __version__
 from mbsim.clipping import Rule
 from mbsim.errors import check_integer, check_number
 from mbsim.gradients.measured import MeasuredProblem
 from mbsim.methods import Method
-from mbsim.simulation.run import DIVERGED, Run
+from mbsim.simulation.run import DIVERGED, Run, made, recorded_steps
 
 __all__ = ["Together", "replay"]
-
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 # Replicates are drawn and moved together in so many, always all of them.
 _LANE = 64
@@ -96,7 +89,7 @@ def replay(
     last = check_integer("steps", steps, minimum=1)
     count = check_integer("replicates", replicates, minimum=1)
     every = check_integer("record_every", record_every, minimum=1)
-    recorded = np.unique(np.append(np.arange(0, last + 1, every), last))
+    recorded = recorded_steps(last, every)
     seed = seed_sequence(rng)
     lanes = range(-(-count // _LANE))
     found = []
@@ -104,26 +97,16 @@ def replay(
         for lane in lanes:
             one = _Lane(measured, method, batch_size, eta, stream(seed, lane))
             found.append(one.run(recorded, lambda t, lane=lane: bar.update(lane * last + t)))
-    joined = {name: np.concatenate([one[name] for one in found])[:count] for name in found[0]}
+    joined: dict[str, Any] = {
+        name: np.concatenate([one[name] for one in found])[:count] for name in found[0]
+    }
     return Run(
         problem=None,
-        method=method,
-        batch_size=int(batch_size),
-        step_size=eta,
         engine="gram",
-        seed=(np.asarray(seed.entropy).tolist(), tuple(map(int, seed.spawn_key))),
         steps=recorded,
         loss=joined["grad_norm_sq"] / (2 * measured.smoothness),
         **joined,
-        recipe={
-            "problem": records.describe(measured),
-            "method": records.describe(method),
-            "versions": {
-                "mbsim": __version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-        },
+        **made(measured, method, int(batch_size), eta, seed),
     )
 
 
@@ -181,7 +164,7 @@ class _Lane:
             "stalled_at": stalled_at,
         }
 
-    def _step(self, members: Integers) -> NDArray[np.bool_]:
+    def _step(self, members: Integers) -> Mask:
         """One step on batches ``[lane, m, b]``; returns which replicates stand still."""
         lane, m, b = members.shape
         flat = members.reshape(lane, m * b)
@@ -270,8 +253,7 @@ class Together:
                 total[0] += share * self.target_norm + first / self.target_norm
                 total[1] += share**2 * square + 2 * share * first + ((omega @ inner) * omega).sum(2)
                 total[2] += self._clipped(omega)
-        found: Array = np.swapaxes(total, 1, 2) / batches
-        return found
+        return np.swapaxes(total, 1, 2) / batches
 
     def ends(self, step_sizes: Array, steps: int) -> Array:
         """‖v‖² after `steps` steps for every rule, b and ηL, ``[rules, sizes, any]``.
@@ -303,8 +285,7 @@ class Together:
                     total[gone], square[gone], products[gone], e[gone] = np.inf, 1.0, 0.0, 0.0
                 if t >= steps - last:
                     total += square
-        found: Array = np.swapaxes(total.reshape(-1, *step_sizes.shape[::2]), 0, 1) / last
-        return found
+        return np.swapaxes(total.reshape(-1, *step_sizes.shape[::2]), 0, 1) / last
 
     def _weights(self, square: Array, along: Array, inner: Array) -> Array:
         """ω of the batch's examples, ``[sizes, lanes, B]``: each rule has as many lanes."""

@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from mbsim._shared.arrays import Array
 from mbsim._shared.meant import answering
 from mbsim._shared.values import set_field
 from mbsim.errors import InvalidArgument, check_number, shown
 from mbsim.problems.normals import standard_normals
 
 __all__ = ["Draggers"]
-
-Array = NDArray[np.float64]
 
 
 @answering

@@ -18,24 +18,21 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from mbsim._shared.arrays import Array, Integers, Mask
 from mbsim._shared.values import set_field, value
 from mbsim.errors import (
     InvalidArgument,
     as_numbers,
     check_array,
     check_divides,
-    check_finite,
     shown,
 )
 from mbsim.problems.losses import Quadratic
 from mbsim.problems.problem import Problem, check_problem
 
 __all__ = ["ARRANGEMENTS", "Draws", "FiniteDraws", "FiniteProblem", "arranged", "check_domains"]
-
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 # How the examples of a mini-batch become micro-batches.
 ARRANGEMENTS = ("mixed", "by domain", "stratified")
@@ -80,20 +77,18 @@ class FiniteProblem:
     micro_batches: str = "mixed"
 
     def __post_init__(self) -> None:
-        centres = check_array("centres", self.centres, ndim=2)
-        start, curvatures = check_array("start", self.start, ndim=1), self.curvatures
-        for name, array in (("centres", centres), ("start", start)):
-            check_finite(name, array)
+        centres = check_array("centres", self.centres, ndim=2, finite=True)
+        start = check_array("start", self.start, ndim=1, finite=True)
         count, dim = centres.shape
         if start.size != dim:
             raise InvalidArgument(f"start has {start.size} coordinates and must have {dim}")
+        curvatures = check_array("curvatures", self.curvatures, finite=True)
         try:
-            curvatures = np.broadcast_to(check_array("curvatures", curvatures), centres.shape)
+            curvatures = np.broadcast_to(curvatures, centres.shape)
         except ValueError:
             raise InvalidArgument(
-                f"curvatures has shape {np.shape(curvatures)} and must broadcast to {centres.shape}"
+                f"curvatures has shape {curvatures.shape} and must broadcast to {centres.shape}"
             ) from None
-        check_finite("curvatures", curvatures)
         if curvatures.min() < 0:
             raise InvalidArgument(
                 f"curvatures go down to {curvatures.min():g} and must be at least 0"
@@ -235,7 +230,7 @@ def check_any_problem(problem: Any) -> Problem | FiniteProblem:
     return problem if isinstance(problem, FiniteProblem) else check_problem(problem)
 
 
-def _flags(mask: Any, count: int) -> NDArray[np.bool_]:
+def _flags(mask: Any, count: int) -> Mask:
     flags = np.zeros(count, np.bool_) if mask is None else np.asarray(mask)
     if flags.shape != (count,) or flags.dtype != np.bool_:
         raise InvalidArgument(
@@ -342,7 +337,7 @@ class FiniteDraws:
         self._draw = problem.draws(batch_size, m)
         self._alike = bool((problem.curvatures == problem.curvatures[0]).all())
 
-    def at(self, gradient: Array, w: Array) -> tuple[Array, NDArray[np.bool_]]:  # noqa: ARG002
+    def at(self, gradient: Array, w: Array) -> tuple[Array, Mask]:  # noqa: ARG002
         """X_j at w ``[width, d]``: ``[width, m, d]``; and which examples are draggers."""
         rows = self._draw(self.width, self.rng)
         centres, curvatures = self.problem.centres, self.problem.curvatures

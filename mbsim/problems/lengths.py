@@ -7,24 +7,13 @@ by a power of two, which is exact: no digit of the others changes.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-__all__ = ["is_plain", "norms_of", "not_plain", "unit_of"]
+from mbsim._shared.arrays import Array
 
-Array = NDArray[np.float64]
+__all__ = ["norms_of", "unit_of"]
 
 # Sizes whose squares, and squares of those, are far from the ends of float64.
 _LEAST, _MOST = 2.0**-200, 2.0**200
-
-
-def is_plain(sizes: Array) -> bool:
-    """Whether all sizes can be squared twice; not so for 0, NaN and infinity."""
-    return not sizes.size or bool(sizes.min() > _LEAST and sizes.max() < _MOST)
-
-
-def not_plain(sizes: Array) -> NDArray[np.bool_]:
-    """Where :func:`is_plain` does not hold."""
-    return ~((sizes > _LEAST) & (sizes < _MOST))
 
 
 def unit_of(sizes: Array) -> Array:
@@ -41,7 +30,7 @@ def norms_of(vectors: Array) -> Array:
     """
     with np.errstate(over="ignore"):
         norms: Array = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))
-    if is_plain(norms):
+    if not norms.size or (norms.min() > _LEAST and norms.max() < _MOST):
         return norms
     unit = unit_of(np.abs(vectors).max(axis=-1, initial=0))
     scaled = vectors / unit[..., None]

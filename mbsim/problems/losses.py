@@ -11,23 +11,14 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mbsim._shared.arrays import Array
 from mbsim._shared.meant import answering, no_such_name
 from mbsim._shared.values import set_field, value
 from mbsim.compiled.twins import Twin
-from mbsim.errors import (
-    InvalidArgument,
-    check_array,
-    check_finite,
-    check_integer,
-    check_number,
-    shown,
-)
+from mbsim.errors import InvalidArgument, check_array, check_integer, check_number, shown
 
 __all__ = ["LogCosh", "Loss", "Quadratic", "Ripple"]
-
-Array = NDArray[np.float64]
 
 
 @runtime_checkable
@@ -77,6 +68,7 @@ class Quadratic:
     """
 
     eigenvalues: Any
+    minimum = 0.0
 
     def __post_init__(self) -> None:
         eigenvalues = check_array("eigenvalues", self.eigenvalues)
@@ -85,8 +77,7 @@ class Quadratic:
                 f"eigenvalues has shape {eigenvalues.shape} and must have 1 axes; for a symmetric "
                 "matrix H give numpy.linalg.eigvalsh(H): the same loss, in its axes"
             )
-        eigenvalues = check_array("eigenvalues", eigenvalues, ndim=1)
-        check_finite("eigenvalues", eigenvalues)
+        eigenvalues = check_array("eigenvalues", eigenvalues, ndim=1, finite=True)
         if eigenvalues.min() < 0 or eigenvalues.max() == 0:
             raise InvalidArgument(
                 f"eigenvalues go from {eigenvalues.min():g} to {eigenvalues.max():g} and must be "
@@ -103,11 +94,6 @@ class Quadratic:
     def smoothness(self) -> float:
         """The largest eigenvalue."""
         return float(self.eigenvalues.max())
-
-    @property
-    def minimum(self) -> float:
-        """0, at w = 0."""
-        return 0.0
 
     def value(self, w: Array) -> Array:
         """½ Σ λ_i w_i²."""
@@ -139,19 +125,11 @@ class LogCosh:
     """
 
     dim: int
+    smoothness = 1.0
+    minimum = 0.0
 
     def __post_init__(self) -> None:
         set_field(self, "dim", check_integer("dim", self.dim, minimum=1))
-
-    @property
-    def smoothness(self) -> float:
-        """1."""
-        return 1.0
-
-    @property
-    def minimum(self) -> float:
-        """0, at w = 0."""
-        return 0.0
 
     @property
     def largest_grad_norm(self) -> float:
@@ -164,8 +142,7 @@ class LogCosh:
         # log cosh x = x + log((1 + e^-2x)/2) cancels near 0, where it is log(1 + 2 sinh²(x/2)).
         far = size + np.log1p(np.exp(-2 * size)) - np.log(2)
         near = np.log1p(2 * np.square(np.sinh(np.minimum(size, 1) / 2)))
-        total: Array = np.where(size < 1, near, far).sum(axis=-1)
-        return total
+        return np.where(size < 1, near, far).sum(axis=-1)
 
     def gradient(self, w: Array) -> Array:
         """tanh w_i."""
@@ -197,6 +174,7 @@ class Ripple:
 
     dim: int
     amplitude: float
+    minimum = 0.0
 
     def __post_init__(self) -> None:
         set_field(self, "dim", check_integer("dim", self.dim, minimum=1))
@@ -207,15 +185,9 @@ class Ripple:
         """1 + 2a: the second derivative 1 + 2a cos 2w lies between 1 − 2a and 1 + 2a."""
         return 1 + 2 * self.amplitude
 
-    @property
-    def minimum(self) -> float:
-        """0, at w = 0."""
-        return 0.0
-
     def value(self, w: Array) -> Array:
         """½‖w‖² + a Σ sin² w_i."""
-        total: Array = (0.5 * np.square(w) + self.amplitude * np.square(np.sin(w))).sum(axis=-1)
-        return total
+        return (0.5 * np.square(w) + self.amplitude * np.square(np.sin(w))).sum(axis=-1)
 
     def gradient(self, w: Array) -> Array:
         """w_i + a sin 2w_i."""

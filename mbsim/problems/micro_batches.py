@@ -5,8 +5,8 @@ Y = α(g + ñ), α = 1 − k/b, has a component along e and an isotropic part ac
 part D has a component along the step's common direction h and an isotropic part across h. Of the
 isotropic parts only lengths are drawn here: their directions are uniform and independent, and
 matter only when micro-batches are added up. Nothing drawn depends on r = ‖g‖, which enters at the
-end (:meth:`MicroBatches.along`, :meth:`MicroBatches.norms`). The drawing is compiled
-(:mod:`mbsim.compiled.step`), and shared with the engine. Source: the theory page, sections 2 and 9.
+end. The drawing is compiled (:mod:`mbsim.compiled.step`), and shared with the engine. Source: the
+theory page, sections 2 and 9.
 """
 
 from __future__ import annotations
@@ -17,19 +17,15 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
-from scipy import special
 
+from mbsim._shared.arrays import Array, Integers
 from mbsim._shared.seeds import states
 from mbsim._shared.values import value
 from mbsim.compiled.twins import Twin, twin_of
-from mbsim.problems.draggers import Draggers
-from mbsim.problems.lengths import is_plain, not_plain, unit_of
+from mbsim.problems.noise import binomial
 from mbsim.problems.problem import Problem
 
 __all__ = ["MicroBatches", "draw_micro_batches", "draw_rows", "numbers_of", "table_of"]
-
-Array = NDArray[np.float64]
 
 
 @value
@@ -49,38 +45,6 @@ class MicroBatches:
     across: Array
     shared: Array
     own: Array
-
-    def along(self, grad_norm: Any, dragger_length: Any, draggers: Draggers) -> Array:
-        """⟨X, e⟩ = α(r + ⟨ñ, e⟩), and the draggers' tilt, at ‖g‖ = `grad_norm`; broadcasts."""
-        result = self.benign * grad_norm
-        result += self.noise
-        if draggers.tilt:
-            result += (1 - self.benign) * (draggers.along * dragger_length)
-        return result
-
-    def norms(self, along: Array, dragger_length: Any) -> Array:
-        """‖X‖, given ⟨X, e⟩ and c√(r² + σ²); right also where a square is beyond float64."""
-        dragger_sq = self.dragger_sq()
-        with np.errstate(over="ignore", invalid="ignore"):  # such numbers are done again below
-            result = dragger_sq * np.square(dragger_length)
-            result += np.square(self.across)
-            result += np.square(along)
-        np.sqrt(result, out=result)
-        if not is_plain(result):
-            here = not_plain(result)
-            square = dragger_sq[here]
-            length = np.where(square > 0, np.broadcast_to(dragger_length, result.shape)[here], 0)
-            side = self.across[here]
-            unit = unit_of(np.maximum.reduce([np.sqrt(square) * length, side, np.abs(along[here])]))
-            square *= np.square(length / unit)
-            square += np.square(side / unit)
-            square += np.square(along[here] / unit)
-            result[here] = unit * np.sqrt(square)
-        return result
-
-    def dragger_sq(self) -> Array:
-        """The squared length of D, in the units of `own`."""
-        return np.square(self.shared) + np.square(self.own)
 
 
 def draw_micro_batches(
@@ -104,7 +68,7 @@ def draw_micro_batches(
 
 def draw_rows(
     problem: Problem, law: Twin | None, b: int, count: int, state: Any, rng: Generator
-) -> tuple[NDArray[np.int64], Array]:
+) -> tuple[Integers, Array]:
     """`count` micro-batches as the compiled step holds them: benign examples in each, and rows.
 
     Everything comes from the stream `state`, but for a noise law without the twin `law`, whose
@@ -135,7 +99,7 @@ def numbers_of(problem: Problem, m: int, b: int) -> tuple[tuple[int, ...], tuple
 
 
 @lru_cache
-def table_of(b: int, probability: float) -> tuple[NDArray[np.int64], Array]:
+def table_of(b: int, probability: float) -> tuple[Integers, Array]:
     """The table of aliases (Walker, 1977; Vose, 1991) of b − k, k ~ Binomial(b, p).
 
     Returns:
@@ -143,8 +107,7 @@ def table_of(b: int, probability: float) -> tuple[NDArray[np.int64], Array]:
         a probability below 1e-25 are left out.
     """
     k = np.arange(b + 1)
-    ways = special.gammaln(b + 1) - special.gammaln(k + 1) - special.gammaln(b - k + 1)
-    weights = np.exp(ways + special.xlogy(k, probability) + special.xlog1py(b - k, -probability))
+    weights = binomial(b, probability, k)
     k, weights = k[weights > 1e-25], weights[weights > 1e-25]
     values, chances = np.array([b - k, b - k]), weights * (k.size / weights.sum())
     short = [i for i, chance in enumerate(chances) if chance < 1]

@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import interpolate, special
 
+from mbsim._shared.arrays import Array
+
 __all__ = ["sum_of_variances"]
 
-Array = NDArray[np.float64]
 Complex = NDArray[np.complex128]
 
 # Where quantiles are found: at so many standard normal quantiles, and at the powers of 2^(1/3).

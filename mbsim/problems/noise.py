@@ -20,9 +20,9 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 from scipy import special
 
+from mbsim._shared.arrays import Array, Integers
 from mbsim._shared.meant import answering, no_such_name
 from mbsim._shared.values import declared, set_field
 from mbsim.compiled.twins import Twin
@@ -30,8 +30,6 @@ from mbsim.errors import InvalidArgument, check_number, shown
 from mbsim.problems.normals import standard_normals
 
 __all__ = ["Exponential", "Facts", "Gaussian", "NoiseLaw", "StudentT", "TwoPoint", "VectorNoise"]
-
-Array = NDArray[np.float64]
 
 
 @runtime_checkable
@@ -43,9 +41,7 @@ class NoiseLaw(Protocol):
         """σ, the root of E‖ξ‖² of one example, over all benign_dim coordinates."""
         ...
 
-    def mean_of(
-        self, counts: NDArray[np.int64], benign_dim: int, rng: Generator
-    ) -> tuple[Array, Array]:
+    def mean_of(self, counts: Integers, benign_dim: int, rng: Generator) -> tuple[Array, Array]:
         """The mean noise of `counts` examples, drawn once for every entry of `counts`.
 
         Args:
@@ -75,14 +71,13 @@ class VectorNoise(Protocol):
         ...
 
 
-def _inverse(counts: NDArray[np.int64]) -> Array:
+def _inverse(counts: Integers) -> Array:
     """1/ν, and 0 for ν = 0."""
-    inverse: Array = np.minimum(counts, 1) / np.maximum(counts, 1)
-    return inverse
+    return np.minimum(counts, 1) / np.maximum(counts, 1)
 
 
 def _isotropic(
-    sigma: float, counts: NDArray[np.int64], benign_dim: int, rng: Generator
+    sigma: float, counts: Integers, benign_dim: int, rng: Generator
 ) -> tuple[Array, Array]:
     """The mean of ν isotropic Gaussians whose squared norms have mean σ²."""
     deviation = sigma * np.sqrt(_inverse(counts) / benign_dim)
@@ -133,18 +128,32 @@ def facts_of(law: object) -> Facts:
     >>> facts_of(TwoPoint(rare=0.5)).independent, facts_of(StudentT()).along
     (True, None)
     """
-    facts: Facts = declared(law, "facts", Facts())
-    return facts
+    return declared(law, "facts", Facts())
 
 
-def likely_binomial(count: int, probability: float) -> tuple[NDArray[np.int64], Array]:
+def why_no_means(noise: object, who: str) -> str | None:
+    """Why a noise law does not serve who asks for means along the gradient; None if it does."""
+    if isinstance(noise, NoiseLaw):
+        return None
+    return (
+        f"noise={shown(noise)} draws whole vectors (it has no mean_of), and {who} needs the law of "
+        "the mean of ν examples along the gradient and across it"
+    )
+
+
+def binomial(count: int, probability: float, k: Integers) -> Array:
+    """P(Binomial(`count`, `probability`) = k)."""
+    ways = special.gammaln(count + 1) - special.gammaln(k + 1) - special.gammaln(count - k + 1)
+    logs = ways + special.xlogy(k, probability) + special.xlog1py(count - k, -probability)
+    return np.exp(logs)
+
+
+def likely_binomial(count: int, probability: float) -> tuple[Integers, Array]:
     """The values of a binomial variable that are not negligible, and their probabilities."""
     # What lies further off than 8 standard deviations and 40 is less likely than 1e-13 (Bernstein).
     mean, reach = count * probability, 40 + 8 * math.sqrt(count * probability * (1 - probability))
     k = np.arange(max(0, int(mean - reach)), min(count, int(mean + reach)) + 1)
-    ways = special.gammaln(count + 1) - special.gammaln(k + 1) - special.gammaln(count - k + 1)
-    logs = ways + special.xlogy(k, probability) + special.xlog1py(count - k, -probability)
-    weights = np.exp(logs)
+    weights = binomial(count, probability, k)
     kept = weights > 1e-11
     return k[kept], weights[kept] / weights[kept].sum()
 
@@ -165,9 +174,7 @@ class Gaussian:
     def __post_init__(self) -> None:
         set_field(self, "sigma", check_number("sigma", self.sigma, minimum=0))
 
-    def mean_of(
-        self, counts: NDArray[np.int64], benign_dim: int, rng: Generator
-    ) -> tuple[Array, Array]:
+    def mean_of(self, counts: Integers, benign_dim: int, rng: Generator) -> tuple[Array, Array]:
         """A Gaussian of variance σ²/(nν) in every coordinate."""
         return _isotropic(self.sigma, counts, benign_dim, rng)
 
@@ -200,7 +207,7 @@ def _check_shared(law: TwoPoint | Exponential) -> None:
 def _with_isotropic_share(
     law: TwoPoint | Exponential,
     along: Array,
-    counts: NDArray[np.int64],
+    counts: Integers,
     benign_dim: int,
     rng: Generator,
 ) -> tuple[Array, Array]:
@@ -247,9 +254,7 @@ class TwoPoint:
         _check_shared(self)
         set_field(self, "rare", check_number("rare", self.rare, above=0, below=1))
 
-    def mean_of(
-        self, counts: NDArray[np.int64], benign_dim: int, rng: Generator
-    ) -> tuple[Array, Array]:
+    def mean_of(self, counts: Integers, benign_dim: int, rng: Generator) -> tuple[Array, Array]:
         """A binomial count of the rare value, centred and scaled, and the isotropic share."""
         hits = rng.binomial(counts, self.rare)
         spread = math.sqrt(self.rare * (1 - self.rare))
@@ -304,9 +309,7 @@ class Exponential:
     def __post_init__(self) -> None:
         _check_shared(self)
 
-    def mean_of(
-        self, counts: NDArray[np.int64], benign_dim: int, rng: Generator
-    ) -> tuple[Array, Array]:
+    def mean_of(self, counts: Integers, benign_dim: int, rng: Generator) -> tuple[Array, Array]:
         """A gamma variable of shape ν over ν, centred, and the isotropic share."""
         along = rng.standard_gamma(counts) * _inverse(counts) - (counts > 0)
         return _with_isotropic_share(self, along, counts, benign_dim, rng)
@@ -328,7 +331,7 @@ class Exponential:
         )
 
 
-def _sums_of_inverse_chi_squares(counts: NDArray[np.int64], df: float, rng: Generator) -> Array:
+def _sums_of_inverse_chi_squares(counts: Integers, df: float, rng: Generator) -> Array:
     """Σ 1/χ²(df) over ν draws for every ν of `counts`, in blocks that bound the memory."""
     sums = np.zeros(np.size(counts))
     filled = np.flatnonzero(counts)
@@ -371,9 +374,7 @@ class StudentT:
         set_field(self, "sigma", check_number("sigma", self.sigma, minimum=0))
         set_field(self, "df", check_number("df", self.df, above=2))
 
-    def mean_of(
-        self, counts: NDArray[np.int64], benign_dim: int, rng: Generator
-    ) -> tuple[Array, Array]:
+    def mean_of(self, counts: Integers, benign_dim: int, rng: Generator) -> tuple[Array, Array]:
         """One variance per example, added up over the examples of each entry."""
         total = _sums_of_inverse_chi_squares(counts, self.df, rng) * (self.df - 2)
         deviation = self.sigma * np.sqrt(total / benign_dim) * _inverse(counts)

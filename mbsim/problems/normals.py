@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
+
+from mbsim._shared.arrays import Array
 
 __all__ = ["standard_normals"]
-
-Array = NDArray[np.float64]
 
 # Pairs made at a time: their arrays stay in a core's first cache, which is half of the speed.
 _PIECE = 2**12

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mbsim._shared.meant import answering
 from mbsim._shared.values import set_field, value
-from mbsim.errors import InvalidArgument, check_array, check_finite, check_integer, shown
+from mbsim.errors import InvalidArgument, check_array, check_integer, shown
 from mbsim.problems.draggers import Draggers, check_draggers_argument
 from mbsim.problems.losses import check_loss_argument
 from mbsim.problems.noise import check_noise_argument
@@ -73,8 +73,7 @@ class Problem:
         self._check_dimensions()
 
     def _checked_start(self, start: Any) -> NDArray[np.float64]:
-        array = check_array("start", start, ndim=1)
-        check_finite("start", array)
+        array = check_array("start", start, ndim=1, finite=True)
         if array.size != self.dimension:
             raise InvalidArgument(
                 f"start has {array.size} coordinates and must have those of the loss, "

@@ -17,7 +17,7 @@ class Setting:
     """What a run, a bound or a drift is about, in one place.
 
     Attributes:
-        problem: the problem.
+        problem: the problem; for a run also a :class:`~mbsim.FiniteProblem`.
         method: the method.
         batch_size: B.
         step_size: η; 0 where only the law of a step matters.
@@ -38,9 +38,14 @@ class Setting:
     steps: int = 0
 
     @property
+    def micro_batches(self) -> int:
+        """m; for SGD, 1."""
+        return self.method.micro_batches(self.batch_size)
+
+    @property
     def micro_batch_size(self) -> int:
         """b; for SGD, B."""
-        return self.batch_size // self.method.micro_batches(self.batch_size)
+        return self.batch_size // self.micro_batches
 
     @property
     def half_square(self) -> bool:

@@ -12,16 +12,14 @@ import math
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
+from mbsim._shared.arrays import Array, Integers, Mask
 from mbsim.problems.draggers import uniform_directions
 from mbsim.problems.lengths import norms_of
 from mbsim.problems.noise import VectorNoise
 from mbsim.problems.problem import Problem
 
 __all__ = ["VectorDraws"]
-
-Array = NDArray[np.float64]
 
 
 class VectorDraws:
@@ -44,7 +42,7 @@ class VectorDraws:
         self._across = np.empty((width, batch_size, problem.benign_dim - 1))
         self._means = np.empty((width, m, problem.dimension))
 
-    def at(self, gradient: Array, w: Array | None = None) -> tuple[Array, NDArray[np.bool_]]:  # noqa: ARG002
+    def at(self, gradient: Array, w: Array | None = None) -> tuple[Array, Mask]:  # noqa: ARG002
         """One step at ∇L(w) of each replicate, ``[width, d]``; w itself does not matter.
 
         Returns:
@@ -68,7 +66,7 @@ class VectorDraws:
         _place(along, direction[:, n:], dragger, means[..., n:])
         return means, is_dragger
 
-    def _benign_means(self, is_benign: NDArray[np.bool_]) -> tuple[Array, Array]:
+    def _benign_means(self, is_benign: Mask) -> tuple[Array, Array]:
         """(1/b) Σ ξ over the benign examples of each micro-batch: along e, and across it."""
         noise, n = self.problem.noise, self.problem.benign_dim
         shape, b = is_benign.shape, self.batch_size // self.m
@@ -87,7 +85,7 @@ class VectorDraws:
         rest = rest.reshape(self.width, self.m, b, n - 1)
         return mean_along, np.einsum("rjk,rjki->rji", weights, rest)
 
-    def _dragger_means(self, is_dragger: NDArray[np.bool_]) -> tuple[Array, Array]:
+    def _dragger_means(self, is_dragger: Mask) -> tuple[Array, Array]:
         """(1/b) Σ d over the draggers of each micro-batch, for c√(r² + σ²) = 1.
 
         Returns:
@@ -105,9 +103,7 @@ class VectorDraws:
             means[micro_batch[starts]] = np.add.reduceat(directions, starts, axis=0) / b
         return tilted, means.reshape(self.width, self.m, means.shape[-1])
 
-    def _dragger_directions(
-        self, replicate: NDArray[np.int64], dimensions: int, gamma: float
-    ) -> Array:
+    def _dragger_directions(self, replicate: Integers, dimensions: int, gamma: float) -> Array:
         """√γ h + √(1−γ) o for every dragger, h common to the step of its replicate."""
         if gamma == 0:
             return uniform_directions((replicate.size,), dimensions, self.rng)

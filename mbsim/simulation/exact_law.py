@@ -20,20 +20,19 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import NDArray
 
+from mbsim._shared.arrays import Array, Mask
 from mbsim._shared.seeds import states, stream
-from mbsim.clipping import NoClipping, Rule
+from mbsim.clipping import NoClipping
 from mbsim.compiled.twins import Twin, twin_of
 from mbsim.errors import InvalidArgument
 from mbsim.problems.finite import FiniteProblem
 from mbsim.problems.micro_batches import draw_rows, numbers_of, table_of
-from mbsim.problems.noise import NoiseLaw
+from mbsim.problems.noise import why_no_means
 from mbsim.problems.problem import Problem
+from mbsim.problems.setting import Setting
 
 __all__ = ["ExactLaw", "Replicates", "twins_of"]
-
-Array = NDArray[np.float64]
 
 # Replicates whose streams are seeded together.
 _LANE = 64
@@ -49,10 +48,10 @@ def _numbers_per_step(problem: Problem, micro_batches: int) -> int:
     return 9 * micro_batches + 2 * problem.dimension
 
 
-def twins_of(problem: Problem, rule: Rule) -> tuple[Twin, Twin, Twin] | None:
+def twins_of(setting: Setting) -> tuple[Twin, Twin, Twin] | None:
     """Loss, noise law and rule, compiled; None if one of them cannot be."""
-    loss, law = twin_of("loss", problem.loss), twin_of("noise", problem.noise)
-    clip = twin_of("rule", rule)
+    loss, law = (twin_of(name, getattr(setting.problem, name)) for name in ("loss", "noise"))
+    clip = twin_of("rule", setting.method.rule)
     return None if loss is None or law is None or clip is None else (loss, law, clip)
 
 
@@ -60,20 +59,15 @@ class ExactLaw:
     """Draws updates for one lane of replicates, from one stream, in NumPy where it must.
 
     Args:
-        problem: its noise must be a :class:`~mbsim.problems.noise.NoiseLaw`.
-        rule: the clipping rule.
-        batch_size: B.
-        micro_batches: m.
+        setting: its problem's noise must be a :class:`~mbsim.problems.noise.NoiseLaw`.
         rng: the stream of the lane.
     """
 
-    def __init__(
-        self, problem: Problem, rule: Rule, batch_size: int, micro_batches: int, rng: Generator
-    ) -> None:
-        self.problem, self.rule, self.rng = problem, rule, rng
-        self.width = self.lane_width(problem, batch_size, micro_batches)
-        self.m = _needed(rule, micro_batches)
-        self.b = batch_size // self.m
+    def __init__(self, setting: Setting, rng: Generator) -> None:
+        problem, self.rng = setting.problem, rng
+        self.problem, self.rule = problem, setting.method.rule
+        self.width = self.lane_width(problem, setting.batch_size, setting.micro_batches)
+        self.m, self.b = _needed(setting)
         self.state, self.law = states(rng, 1), twin_of("noise", problem.noise)
 
     @classmethod
@@ -84,12 +78,7 @@ class ExactLaw:
                 f"the same {problem.examples} examples come back, and this engine draws the law of "
                 "new ones; take engine='reference'"
             )
-        if isinstance(problem.noise, NoiseLaw):
-            return None
-        return (
-            f"noise={problem.noise!r} draws whole vectors (it has no mean_of), and this engine "
-            "needs the law of the mean of ν examples along the gradient and across it"
-        )
+        return why_no_means(problem.noise, "this engine")
 
     @classmethod
     def lane_width(cls, problem: Problem, batch_size: int, micro_batches: int) -> int:  # noqa: ARG003
@@ -113,7 +102,7 @@ class ExactLaw:
         width = cls.lane_width(problem, batch_size, micro_batches)
         return 32 * width * _numbers_per_step(problem, micro_batches)
 
-    def update(self, gradient: Array, w: Array | None = None) -> tuple[Array, NDArray[np.bool_]]:  # noqa: ARG002
+    def update(self, gradient: Array, w: Array | None = None) -> tuple[Array, Mask]:  # noqa: ARG002
         """One update for each replicate, and which of them stand still because ρ = 0.
 
         Args:
@@ -135,21 +124,18 @@ class ExactLaw:
         return updates, stalled
 
 
-def _needed(rule: Rule, micro_batches: int) -> int:
-    """Without clipping every split gives the same update; one micro-batch is the cheapest."""
-    return 1 if isinstance(rule, NoClipping) else micro_batches
+def _needed(setting: Setting) -> tuple[int, int]:
+    """m and b. Without clipping every split gives the same update; one micro-batch is cheapest."""
+    m = 1 if isinstance(setting.method.rule, NoClipping) else setting.micro_batches
+    return m, setting.batch_size // m
 
 
 class Replicates:
     """Advances replicates by compiled code alone, each from a stream of its own.
 
     Args:
-        problem: the problem.
+        setting: what is run.
         parts: of :func:`twins_of`.
-        rule: the rule.
-        batch_size: B.
-        micro_batches: m.
-        step_size: η.
         limit: the loss at which a replicate has diverged.
         seed: the seed of the run; lane and place in it make a replicate's stream.
         first: the number of the replicate in row 0.
@@ -157,31 +143,25 @@ class Replicates:
 
     def __init__(
         self,
-        problem: Problem,
+        setting: Setting,
         parts: tuple[Twin, Twin, Twin],
-        rule: Rule,
-        batch_size: int,
-        micro_batches: int,
-        step_size: float,
         limit: float,
         seed: SeedSequence,
-        first: int = 0,
+        first: int,
     ) -> None:
-        m = _needed(rule, micro_batches)
-        b = batch_size // m
-        self.start, self.seed, self.first = problem.start, seed, first
+        problem, (m, b) = setting.problem, _needed(setting)
+        self.setting, self.seed, self.first = setting, seed, first
         self.arguments = (
             *(argument for part in parts for argument in part),
             *numbers_of(problem, m, b),
             *table_of(b, problem.draggers.probability),
-            step_size,
+            setting.step_size,
             limit,
         )
 
     def advance(
         self,
         rows: range,
-        steps: int,
         every: int,
         out: dict[str, Any],
         stopped: Callable[[], bool],
@@ -190,8 +170,8 @@ class Replicates:
         """Fill the rows of `out`; `tell` hears of the steps done, and `stopped` ends it early."""
         from mbsim.compiled import step
 
-        here, own = slice(rows.start, rows.stop), self._states(rows)
-        w, total = np.tile(self.start, (len(rows), 1)), np.zeros(len(rows))
+        here, own, steps = slice(rows.start, rows.stop), self._states(rows), self.setting.steps
+        w, total = np.tile(self.setting.problem.start, (len(rows), 1)), np.zeros(len(rows))
         first, chunk = 0, max(1, 256 // len(rows))
         while first <= steps and not stopped():
             began, stop = time.perf_counter(), min(first + chunk, steps + 1)

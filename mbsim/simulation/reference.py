@@ -10,20 +10,20 @@ examples, which pairs them. Source: [Wang2024] Algorithm 1; the theory page, sec
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
-from mbsim.clipping import Rule
+from mbsim._shared.arrays import Array, Mask
 from mbsim.errors import InvalidArgument
 from mbsim.problems.finite import FiniteDraws, FiniteProblem
 from mbsim.problems.lengths import norms_of
 from mbsim.problems.problem import Problem
+from mbsim.problems.setting import Setting
 from mbsim.problems.vectors import VectorDraws
 
 __all__ = ["Reference"]
-
-Array = NDArray[np.float64]
 
 # Numbers in one step of one lane (32 MiB), and the most that one replicate may need (256 MiB).
 _LANE_NUMBERS = 2**22
@@ -34,28 +34,16 @@ class Reference:
     """Draws updates for one lane of replicates, from one stream.
 
     Args:
-        problem: any problem, also one whose examples come back.
-        rule: the clipping rule.
-        batch_size: B.
-        micro_batches: m.
+        setting: any problem, also one whose examples come back, with a method and a batch size.
         rng: the stream of the lane.
     """
 
-    def __init__(
-        self,
-        problem: Problem | FiniteProblem,
-        rule: Rule,
-        batch_size: int,
-        micro_batches: int,
-        rng: Generator,
-    ) -> None:
-        self.rule, self.width = rule, self.lane_width(problem, batch_size, micro_batches)
-        sizes = {"batch_size": batch_size, "m": micro_batches, "width": self.width}
-        self.draws: FiniteDraws | VectorDraws = (
-            FiniteDraws(problem=problem, rng=rng, **sizes)
-            if isinstance(problem, FiniteProblem)
-            else VectorDraws(problem=problem, rng=rng, **sizes)
-        )
+    def __init__(self, setting: Setting, rng: Generator) -> None:
+        problem: Any = setting.problem
+        batch, m = setting.batch_size, setting.micro_batches
+        self.rule, self.width = setting.method.rule, self.lane_width(problem, batch, m)
+        draws = FiniteDraws if isinstance(problem, FiniteProblem) else VectorDraws
+        self.draws = draws(problem=problem, batch_size=batch, m=m, width=self.width, rng=rng)
 
     @classmethod
     def why_not(cls, problem: Problem | FiniteProblem) -> str | None:  # noqa: ARG003
@@ -93,7 +81,7 @@ class Reference:
         width = cls.lane_width(problem, batch_size, micro_batches)
         return 28 * width * batch_size * problem.dimension
 
-    def update(self, gradient: Array, w: Array) -> tuple[Array, NDArray[np.bool_]]:
+    def update(self, gradient: Array, w: Array) -> tuple[Array, Mask]:
         """One update for each replicate, and which of them stand still because ρ = 0.
 
         Args:

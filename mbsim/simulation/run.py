@@ -10,14 +10,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import NDArray
 
 from mbsim import clipping, plots, statistics
 from mbsim._shared import records, tables
+from mbsim._shared.arrays import Array, Integers, Mask
 from mbsim._shared.meant import answering
 from mbsim._shared.memory import free_memory
 from mbsim._shared.processes import processors
@@ -25,7 +25,6 @@ from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim._shared.values import value
 from mbsim._shared.version import __version__
-from mbsim.clipping import Rule
 from mbsim.errors import (
     InvalidArgument,
     check_array,
@@ -46,11 +45,9 @@ from mbsim.simulation.reference import Reference
 
 if TYPE_CHECKING:
     import xarray
-    from matplotlib.axes import Axes
 
 __all__ = ["Run", "choose_engine", "draw_updates", "run_setting", "simulate"]
 
-Array = NDArray[np.float64]
 _ENGINES: dict[str, type[Reference | ExactLaw]] = {"reference": Reference, "exact_law": ExactLaw}
 # What a run on measured gradients names as its engine; it is made elsewhere, and has no `problem`.
 _REPLAY = "gram"
@@ -128,13 +125,13 @@ class Run:
     step_size: float
     engine: str
     seed: tuple[int, tuple[int, ...]]
-    steps: NDArray[np.int64]
+    steps: Integers
     grad_norm_sq: Array
     loss: Array
     final_w: Array
     mean_grad_norm_sq: Array
-    diverged_at: NDArray[np.int64]
-    stalled_at: NDArray[np.int64]
+    diverged_at: Integers
+    stalled_at: Integers
     recipe: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -162,12 +159,12 @@ class Run:
         }
 
     @property
-    def diverged(self) -> NDArray[np.bool_]:
+    def diverged(self) -> Mask:
         """bool[replicates]: which replicates diverged."""
         return self.diverged_at >= 0
 
     @property
-    def stalled(self) -> NDArray[np.bool_]:
+    def stalled(self) -> Mask:
         """bool[replicates]: which replicates stood still for at least one step."""
         return self.stalled_at >= 0
 
@@ -196,7 +193,9 @@ class Run:
         unit = unit_of(np.abs(field).max(axis=0))
         return field / unit, unit
 
-    def plot(self, ax: Axes | None = None, *, quantity: str = "grad_norm_sq", **style: Any) -> Axes:
+    def plot(
+        self, ax: plots.Axes | None = None, *, quantity: str = "grad_norm_sq", **style: Any
+    ) -> plots.Axes:
         """The mean over replicates against the step, with its 99 % interval as a band.
 
         Args:
@@ -457,31 +456,64 @@ def simulate(
     >>> bool(clip.mean("grad_norm_sq")[-1] < sgd.mean("grad_norm_sq")[-1])  # a lower floor
     True
     """
-    plan = _plan(
-        problem, method, engine, batch_size, replicates, rng, step_size, steps, record_every
+    problem, method = check_any_problem(problem), check_method(method)
+    batch_size = check_integer("batch_size", batch_size, minimum=1)
+    sizes: Any = problem, batch_size, method.micro_batches(batch_size)
+    if isinstance(problem, FiniteProblem):
+        problem.draws(*sizes[1:])  # which is refused where it cannot be
+    steps = check_integer("steps", steps, minimum=1)
+    every = check_integer("record_every", record_every, minimum=1)
+    replicates = check_integer("replicates", replicates, minimum=1)
+    engine = choose_engine(problem, engine)
+    _check_room(replicates, steps, every, problem.dimension)
+    step_size = check_number("step_size", step_size, above=0)
+    seed, kind = seed_sequence(rng), _ENGINES[engine]
+    width = kind.lane_width(*sizes)
+    spare = check_integer("first", first, minimum=0) % width  # a lane is drawn whole
+    threads = processors() if threads is None else check_integer("threads", threads, minimum=1)
+    plan = _Plan(
+        # Of examples that come back a setting is asked for nothing that is a Problem's alone.
+        setting=Setting(cast(Problem, problem), method, batch_size, step_size, steps),
+        replicates=spare + replicates,
+        seed=seed,
+        recorded=recorded_steps(steps, every),
+        engine=kind,
+        width=width,
+        first_lane=first // width,
+        threads=min(threads, max(1, _MEMORY // kind.block_bytes(*sizes))),
     )
-    spare = check_integer("first", first, minimum=0) % plan.width  # a lane is drawn whole
-    plan = replace(plan, replicates=spare + plan.replicates, first_lane=first // plan.width)
-    threads = processors() if threads is None else threads
-    room = max(1, _MEMORY // _ENGINES[plan.engine].block_bytes(*plan.sizes))
-    workers = min(check_integer("threads", threads, minimum=1), room)
     counts = {"replicate": plan.replicates, "step": plan.recorded.size}
     counts["coordinate"] = problem.dimension
     out: dict[str, Any] = {
         name: np.full([counts[axis] for axis in axes], -1, dtype)
         for name, (dtype, axes) in _ARRAYS.items()
     }
-    _in_threads(plan, out, workers)
+    _in_threads(plan, out)
     return Run(
         problem=problem,
-        method=method,
-        batch_size=plan.batch_size,
-        step_size=plan.step_size,
-        engine=plan.engine,
-        seed=_seed_content(plan.seed),
+        engine=engine,
         steps=plan.recorded,
+        **made(problem, method, batch_size, step_size, seed),
         **{name: array[spare:] for name, array in out.items()},
-        recipe={
+    )
+
+
+def recorded_steps(steps: int, every: int) -> Integers:
+    """The steps at which something is recorded: 0, every so many, and the last."""
+    return np.unique(np.append(np.arange(0, steps + 1, every), steps))
+
+
+def made(
+    problem: Any, method: Method, batch_size: int, step_size: float, seed: SeedSequence
+) -> dict[str, Any]:
+    """What a :class:`Run` says of how it was made."""
+    entropy: Any = np.asarray(seed.entropy).tolist()
+    return {
+        "method": method,
+        "batch_size": batch_size,
+        "step_size": step_size,
+        "seed": (entropy, tuple(map(int, seed.spawn_key))),
+        "recipe": {
             "problem": records.describe(problem),
             "method": records.describe(method),
             "versions": {
@@ -490,13 +522,13 @@ def simulate(
                 "python": platform.python_version(),
             },
         },
-    )
+    }
 
 
 def run_setting(
-    setting: Setting, *, replicates: int, rng: int | SeedSequence | Generator, record_every: int = 1
+    setting: Setting, *, replicates: int, rng: int | SeedSequence | Generator, **how: Any
 ) -> Run:
-    """A run of `setting`: :func:`simulate` with what it says.
+    """A run of `setting`: :func:`simulate` with what it says, and `how` as that has it.
 
     >>> import mbsim, numpy as np
     >>> problem = mbsim.Problem(loss=mbsim.losses.LogCosh(4), noise=mbsim.noise.Gaussian(),
@@ -513,7 +545,7 @@ def run_setting(
         steps=setting.steps,
         replicates=replicates,
         rng=rng,
-        record_every=record_every,
+        **how,
     )
 
 
@@ -562,47 +594,24 @@ def draw_updates(
         )
     # One step of length 1 from 0, on a loss that has this gradient.
     held = replace(problem, loss=Held(gradient), start=np.zeros(gradient.size))
-    settings: dict[str, Any] = {"replicates": replicates, "rng": rng, "engine": engine}
-    run = simulate(held, method, batch_size=batch_size, step_size=1.0, steps=1, **settings)
+    step = Setting(held, method, batch_size, step_size=1.0, steps=1)
+    run = run_setting(step, replicates=replicates, rng=rng, engine=engine)
     check_finite("an update at this gradient", run.final_w)
     return 0 - run.final_w
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Plan:
     """Checked arguments of one simulation, and what follows from them."""
 
-    problem: Any  # of either kind
-    rule: Rule
-    batch_size: int
-    micro_batches: int
-    step_size: float
-    steps: int
+    setting: Setting
     replicates: int
     seed: SeedSequence
-    recorded: NDArray[np.int64]
-    engine: str
-    first_lane: int = 0
-
-    @property
-    def sizes(self) -> tuple[Any, int, int]:
-        """What decides how much one step needs."""
-        return self.problem, self.batch_size, self.micro_batches
-
-    @property
-    def width(self) -> int:
-        """How many replicates share one stream."""
-        return _ENGINES[self.engine].lane_width(*self.sizes)
-
-    def build(self, lane: int) -> Reference | ExactLaw:
-        """The engine for one lane, with a stream of its own."""
-        return _ENGINES[self.engine](
-            self.problem,
-            self.rule,
-            self.batch_size,
-            self.micro_batches,
-            stream(self.seed, self.first_lane + lane),
-        )
+    recorded: Integers
+    engine: type[Reference | ExactLaw]
+    width: int
+    first_lane: int
+    threads: int
 
 
 # What all threads together may take beyond the arrays returned.
@@ -613,74 +622,33 @@ _WORTH = 2**17
 _LARGE = 2**28
 
 
-def _plan(
-    problem: Any,
-    method: Any,
-    engine: Any,
-    batch_size: Any,
-    replicates: Any,
-    rng: Any,
-    step_size: Any = 1.0,
-    steps: Any = 1,
-    record_every: Any = 1,
-) -> _Plan:
-    problem, method = check_any_problem(problem), check_method(method)
-    batch_size = check_integer("batch_size", batch_size, minimum=1)
-    micro_batches = method.micro_batches(batch_size)
-    if isinstance(problem, FiniteProblem):
-        problem.draws(batch_size, micro_batches)  # which is refused where it cannot be
-    steps = check_integer("steps", steps, minimum=1)
-    every = check_integer("record_every", record_every, minimum=1)
-    replicates = check_integer("replicates", replicates, minimum=1)
-    engine = choose_engine(problem, engine)
-    size = 8 * replicates * (2 * (steps // every + 2) + problem.dimension + 3)
+def _check_room(replicates: int, steps: int, every: int, dimension: int) -> None:
+    size = 8 * replicates * (2 * (steps // every + 2) + dimension + 3)
     if size > (free := free_memory()):
         raise InvalidArgument(
             f"replicates={replicates} with steps={steps} recorded every {every} would return "
             f"{_gib(size)}, and must fit into what is free of memory, {_gib(free)}; take a larger "
             "record_every"
         )
-    plan = _Plan(
-        problem=problem,
-        rule=method.rule,
-        batch_size=batch_size,
-        micro_batches=micro_batches,
-        step_size=check_number("step_size", step_size, above=0),
-        steps=steps,
-        replicates=replicates,
-        seed=seed_sequence(rng),
-        recorded=np.unique(np.append(np.arange(0, steps + 1, every), steps)),
-        engine=engine,
-    )
-    _ = plan.width  # which is refused where one step is too large
-    return plan
 
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.3g} GiB"
 
 
-def _seed_content(seed: SeedSequence) -> tuple[Any, tuple[int, ...]]:
-    entropy: Any = seed.entropy
-    many = isinstance(entropy, (list, tuple, np.ndarray))
-    return list(map(int, entropy)) if many else int(entropy), tuple(map(int, seed.spawn_key))
-
-
-def _in_threads(plan: _Plan, out: dict[str, Any], workers: int) -> None:
+def _in_threads(plan: _Plan, out: dict[str, Any]) -> None:
     """Fill `out`, a block of replicates at a time."""
     stop, done = threading.Event(), {}
+    setting, replicates = plan.setting, plan.replicates
+    problem, steps = setting.problem, setting.steps
     with np.errstate(over="ignore"):
-        limit = plan.problem.loss.minimum + _divergence_gap(plan.problem)
-    parts = twins_of(plan.problem, plan.rule) if plan.engine == "exact_law" else None
-    replicates = plan.replicates
+        limit = problem.loss.minimum + _divergence_gap(problem)
+    parts = twins_of(setting) if plan.engine is ExactLaw else None
     if parts:
-        engine = Replicates(
-            plan.problem, parts, plan.rule, plan.batch_size, plan.micro_batches, plan.step_size,
-            limit, plan.seed, plan.first_lane * plan.width,
-        )  # fmt: skip
+        compiled = Replicates(setting, parts, limit, plan.seed, plan.first_lane * plan.width)
         # Long enough to be worth a call, short enough for all threads to have one; whole lanes.
-        block = max(1, min(_WORTH // plan.steps, _WORTH // plan.problem.dimension) // plan.width)
-        block = min(block * plan.width, -(-replicates // workers))
+        block = max(1, min(_WORTH // steps, _WORTH // problem.dimension) // plan.width)
+        block = min(block * plan.width, -(-replicates // plan.threads))
     else:
         block = plan.width
     blocks = [range(i, min(i + block, replicates)) for i in range(0, replicates, block)]
@@ -691,24 +659,24 @@ def _in_threads(plan: _Plan, out: dict[str, Any], workers: int) -> None:
             if stop.is_set():
                 break
 
-            def tell(steps: int, rows: range = rows) -> None:
-                done[rows] = steps * len(rows)
+            def tell(taken: int, rows: range = rows) -> None:
+                done[rows] = taken * len(rows)
 
             with np.errstate(all="ignore"):  # divergence overflows; it is looked for and recorded
                 if parts:
                     every = int(plan.recorded[1])
-                    engine.advance(rows, plan.steps, every, out, stop.is_set, tell)
+                    compiled.advance(rows, every, out, stop.is_set, tell)
                 else:
                     _run_lane(plan, out, rows, limit, stop, tell)
 
     size = sum(array.nbytes for array in out.values())
     text = f"simulating ({_gib(size)} of results)" if size > _LARGE else "simulating"
     with (
-        progress(replicates * plan.steps, text) as bar,
-        ThreadPoolExecutor(workers, thread_name_prefix="mbsim") as pool,
+        progress(replicates * steps, text) as bar,
+        ThreadPoolExecutor(plan.threads, thread_name_prefix="mbsim") as pool,
     ):
         try:
-            pending = {pool.submit(advance) for _ in range(min(workers, len(blocks)))}
+            pending = {pool.submit(advance) for _ in range(min(plan.threads, len(blocks)))}
             while pending:
                 finished, pending = wait(pending, timeout=0.2, return_when="FIRST_EXCEPTION")
                 bar.update(sum(done.values()))
@@ -728,14 +696,16 @@ def _run_lane(
     tell: Callable[[int], None],
 ) -> None:
     """Advance the replicates of a lane from start to end, and write their rows of `out`."""
-    loss, engine = plan.problem.loss, plan.build(rows.start // plan.width)
+    problem, steps = plan.setting.problem, plan.setting.steps
+    lane = plan.first_lane + rows.start // plan.width
+    loss, engine = problem.loss, plan.engine(plan.setting, stream(plan.seed, lane))
     here, kept = slice(rows.start, rows.stop), len(rows)
     # Replicates lie side by side in memory: all arithmetic is in long rows, whatever d is.
-    w = np.repeat(plan.problem.start[:, None], engine.width, axis=1).T
+    w = np.repeat(problem.start[:, None], engine.width, axis=1).T
     total = np.zeros(engine.width)
     diverged_at, stalled_at = np.full(engine.width, -1), np.full(engine.width, -1)
     record = 0
-    for step in range(plan.steps + 1):
+    for step in range(steps + 1):
         gradient, values = loss.gradient(w), loss.value(w)
         blown = ~(values <= limit) | (diverged_at >= 0)
         if blown.any():
@@ -746,16 +716,16 @@ def _run_lane(
             out["grad_norm_sq"][here, record] = grad_norm_sq[:kept]
             out["loss"][here, record] = values[:kept]
             record += 1
-        if step == plan.steps or stop.is_set():
+        if step == steps or stop.is_set():
             break
         total += grad_norm_sq
         update, stalled = engine.update(gradient, w)
-        update *= plan.step_size
+        update *= plan.setting.step_size
         w -= update
         stalled_at[stalled & (stalled_at < 0)] = step
         tell(step + 1)
     out["final_w"][here] = w[:kept]
-    out["mean_grad_norm_sq"][here] = total[:kept] / plan.steps
+    out["mean_grad_norm_sq"][here] = total[:kept] / steps
     out["diverged_at"][here] = diverged_at[:kept]
     out["stalled_at"][here] = stalled_at[:kept]
 

@@ -15,6 +15,7 @@ import numpy as np
 import sympy
 from numpy.typing import ArrayLike, NDArray
 
+from mbsim._shared.arrays import Mask
 from mbsim.errors import InvalidArgument, shown
 from mbsim.theory.formula import Formula, as_latex, as_text, numbers_of
 from mbsim.theory.parser import parse_formula
@@ -123,7 +124,7 @@ class Bound(Formula):
         """The expression, and the relations of the conditions."""
         return (self.expression, *(condition.relation for condition in self.conditions))
 
-    def holds(self, known: Any = None, /, **values: ArrayLike) -> bool | NDArray[np.bool_]:
+    def holds(self, known: Any = None, /, **values: ArrayLike) -> bool | Mask:
         """Whether the settings satisfy the conditions; :meth:`evaluate` does not ask.
 
         Args:
@@ -224,7 +225,6 @@ def formula_bound(
     kind: str = "upper bound",
     name: str | None = None,
     assumptions: tuple[str, ...] = (),
-    source: str = "entered by the user",
 ) -> Bound:
     """A user's formula for the average of E‖∇L(w_t)‖² over the steps, as a Bound.
 
@@ -233,7 +233,6 @@ def formula_bound(
         kind: what it claims to be: "upper bound", "lower bound", "limit" or "estimate".
         name: what tables and messages call it; the text itself unless told.
         assumptions: what it assumes, a sentence each.
-        source: where it is from.
 
     >>> clean = formula_bound("2*sqrt(2*Delta*L*sigma**2/(B*T))")
     >>> setting = dict(initial_gap=1, smoothness=1, sigma=1, batch_size=2)
@@ -245,7 +244,7 @@ def formula_bound(
         expression=parse_formula(text),
         kind=kind,
         assumptions=assumptions,
-        source=source,
+        source="entered by the user",
     )
 
 

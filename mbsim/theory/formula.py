@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import sympy
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sympy.printing.pretty.pretty_symbology import pretty_symbol
 from sympy.printing.str import StrPrinter
 
+from mbsim._shared.arrays import Array
 from mbsim.errors import InvalidArgument, shown
 from mbsim.theory.quantities import (
     ABBREVIATIONS,
@@ -30,8 +31,6 @@ from mbsim.theory.quantities import (
 )
 
 __all__ = ["Formula"]
-
-Floats = NDArray[np.float64]
 
 
 class Extreme(sympy.Function):  # type: ignore[misc]
@@ -154,7 +153,7 @@ def _beside_one(node: sympy.Expr) -> list[sympy.Expr]:
     return terms
 
 
-def _binomial(b: int, p: float) -> tuple[Floats, Floats]:
+def _binomial(b: int, p: float) -> tuple[Array, Array]:
     """The counts around the mode of Binomial(b, p), and their probabilities.
 
     Products of exact ratios from the mode outwards, so small probabilities keep their digits. What
@@ -171,7 +170,7 @@ def _binomial(b: int, p: float) -> tuple[Floats, Floats]:
     return counts, weights / weights.sum()
 
 
-def numbers_of(expression: sympy.Expr, known: Mapping[sympy.Symbol, Floats]) -> Floats:
+def numbers_of(expression: sympy.Expr, known: Mapping[sympy.Symbol, Array]) -> Array:
     """The numbers of an expression; what is not finite is the caller's to judge."""
     with np.errstate(all="ignore"):
         return np.asarray(_Numbers(known).value(expression), np.float64)
@@ -277,7 +276,7 @@ class Formula:
         """What :meth:`evaluate` takes, out of values that may be more, such as a whole setting."""
         return {name: values[name] for name in self.names}
 
-    def evaluate(self, known: Any = None, /, **values: ArrayLike) -> float | Floats:
+    def evaluate(self, known: Any = None, /, **values: ArrayLike) -> float | Array:
         """The formula's numbers, in float64.
 
         Args:

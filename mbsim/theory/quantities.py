@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import sympy
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sympy.printing.pretty.pretty_symbology import pretty_symbol
 
+from mbsim._shared.arrays import Array
 from mbsim._shared.meant import meant
 from mbsim.errors import (
     InvalidArgument,
@@ -28,8 +29,6 @@ from mbsim.errors import (
 )
 
 __all__ = ["ABBREVIATIONS", "QUANTITIES", "SETTINGS", "Quantity", "symbols"]
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class Quantity:
     below: float | None = None
     maximum: float | None = None
 
-    def checked(self, value: ArrayLike) -> Floats:
+    def checked(self, value: ArrayLike) -> Array:
         """`value` as a finite float64 array within the range; the first that is not is named."""
         limits = {k: getattr(self, k) for k in ("above", "minimum", "below", "maximum")}
         if isinstance(value, numbers.Real):
@@ -340,7 +339,7 @@ def filled(names: Collection[str], known: Any, values: Mapping[str, Any]) -> dic
 
 def checked_values(
     owner: str, names: tuple[str, ...], values: Mapping[str, ArrayLike], *, partly: bool = False
-) -> dict[sympy.Symbol, Floats]:
+) -> dict[sympy.Symbol, Array]:
     """Values by symbol, broadcast together.
 
     Names other than `names` are refused, and so are missing ones, unless `partly`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import sympy
@@ -34,9 +34,6 @@ from mbsim.theory.theorems import (
     symmetric_bound,
 )
 from mbsim.theory.tilted import tilted_clipping_bound, tilted_sgd_bound
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["Crossover", "Table", "crossover", "table1"]
 
@@ -107,7 +104,7 @@ class Table:
             lines += [f"  {line}" for line in tables.as_text(notes)]
         return "\n".join(lines)
 
-    def plot(self, ax: Axes | None = None, *, values: Any, **style: Any) -> Axes:
+    def plot(self, ax: plots.Axes | None = None, *, values: Any, **style: Any) -> plots.Axes:
         """The rates: each row's bound at its tuned step size against the number of steps T.
 
         Thin where the tuned step is longer than the theorem allows. Rows that lack a quantity are

@@ -20,6 +20,7 @@ from mbsim.drifts.law import MicroBatchLaw, Points
 from mbsim.errors import InvalidArgument
 from mbsim.problems import mixtures
 from mbsim.problems.noise import Exponential, Gaussian, StudentT, TwoPoint
+from mbsim.problems.setting import Setting
 
 # A statistical check here is wrong by chance once in a million times.
 RATE = 1e-6
@@ -588,7 +589,7 @@ def test_chi_squares_of_the_table_are_those_of_scipy():
 
 def sampled(made, b, m, seed, draws=2**17):
     """The drift from sampled steps, for a law that would be integrated."""
-    return sources._Sampled(made, SmallestNorm(), b, m, draws, seed_sequence(seed))
+    return sources._Sampled(Setting(made, clip(b), b * m), draws, seed_sequence(seed))
 
 
 def within_errors(found, estimate, rate):

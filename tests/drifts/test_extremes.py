@@ -13,6 +13,7 @@ from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, Un
 from mbsim.drifts import sources
 from mbsim.drifts.drift import drift
 from mbsim.problems.noise import Exponential, Gaussian, StudentT, TwoPoint
+from mbsim.problems.setting import Setting
 from mbsim.verdicts import Refusal
 
 
@@ -245,7 +246,7 @@ def test_numerical_errors_hold_as_often_as_they_should():
     settings, exceeded, tight = 120, 0, 0
     for seed in range(settings):
         made, rule, b, m, r = random_setting(seed)
-        one = sources.source_of(made, rule, b * m, m, 1, np.random.SeedSequence(0))
+        one = sources.source_of(Setting(made, clip(b, rule), b * m), 1, np.random.SeedSequence(0))
         found = one.values(np.array([r]), None)
         truth, its_error = one._from(r, 2**19)
         gaps = np.abs([found.progress[0], found.second_moment[0]] - truth)
@@ -263,7 +264,7 @@ def test_the_case_in_which_two_resolutions_agreed_by_chance():
     """Gaussian noise on a line: M was 1.3e-4 too high, 13 times its stated error."""
     made = problem(Gaussian(sigma=1.0), n=1, walk=6, p=0.05, c=20.0)
     found = drift(made, clip(8), batch_size=512).at(3.0, relative_error=1e-5)
-    sample = sources._Sampled(made, SmallestNorm(), 8, 64, 2**22, np.random.SeedSequence(5))
+    sample = sources._Sampled(Setting(made, clip(8), 8 * 64), 2**22, np.random.SeedSequence(5))
     other = sample.values(np.array([3.0]), 1e-9)
     reach = -special.stdtrit(other.df[0], 1e-6 / 2) * other.second_moment_standard_error[0]
     gap = abs(float(found.second_moment) - other.second_moment[0])

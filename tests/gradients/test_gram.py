@@ -10,35 +10,16 @@ import tracemalloc
 import numpy as np
 import processes
 import pytest
+from heavy_gradients import CLOSE, RULES, gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mbsim
 from mbsim import Gram, InvalidArgument, clipping
-from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, TrimmedNorm, UnitNorm
+from mbsim.clipping import UnitNorm
 from mbsim.gradients import gram as gram_module
 
-RULES = [
-    NoClipping(),
-    SmallestNorm(),
-    FixedNorm(3.0),
-    QuantileNorm(0.5),
-    TrimmedNorm(0.3),
-    UnitNorm(0.01),
-]
-# What is asked of norms, products and cosines that a Gram matrix gives.
-CLOSE = 1e-10
-
-
-def gradients(examples=48, dim=300, seed=0):
-    """A common part, noise, and one in eight that is ten times as long."""
-    rng = np.random.default_rng(seed)
-    found = 0.3 + rng.standard_normal((examples, dim))
-    found[::8] *= 10
-    return found
-
-
-G = gradients()
+G = gradients(dim=300)
 TARGET = np.full(300, 0.3)
 
 

@@ -7,13 +7,14 @@ import warnings
 import numpy as np
 import processes
 import pytest
+from heavy_gradients import CLOSE, RULES, gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
 import mbsim
 from mbsim import SGD, Gram, InvalidArgument, MeasuredProblem, MicroBatchClipping, clipping, noise
-from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, TrimmedNorm, UnitNorm
+from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, UnitNorm
 from mbsim.drifts.drift import drift, drifts
 from mbsim.gradients import measured as measured_module
 from mbsim.gradients.measured import geometric_median
@@ -21,25 +22,8 @@ from mbsim.problems.vectors import VectorDraws
 from mbsim.statistics import from_error
 from mbsim.verdicts import Refusal
 
-RULES = [
-    NoClipping(),
-    SmallestNorm(),
-    FixedNorm(3.0),
-    QuantileNorm(0.5),
-    TrimmedNorm(0.3),
-    UnitNorm(0.01),
-]
-CLOSE = 1e-10
 # Every comparison with a sample is wrong by chance once in so many times.
 RATE = 1e-6
-
-
-def gradients(examples=48, dim=30, seed=0):
-    """A common part, noise, and one in eight that is ten times as long."""
-    rng = np.random.default_rng(seed)
-    found = 0.3 + rng.standard_normal((examples, dim))
-    found[::8] *= 10
-    return found
 
 
 G = gradients()

@@ -4,22 +4,14 @@ import math
 
 import numpy as np
 import pytest
+from heavy_gradients import RULES
 
 import mbsim
 from mbsim import SGD, InvalidArgument, MeasuredProblem, MicroBatchClipping, clipping
 from mbsim._shared.seeds import seed_sequence, stream
-from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, SmallestNorm, TrimmedNorm, UnitNorm
 from mbsim.gradients.replay import _Lane
 from mbsim.statistics import difference
 
-RULES = [
-    NoClipping(),
-    SmallestNorm(),
-    FixedNorm(3.0),
-    QuantileNorm(0.5),
-    TrimmedNorm(0.3),
-    UnitNorm(0.01),
-]
 RNG = np.random.default_rng(0)
 G = 0.3 + RNG.standard_normal((50, 12))
 G[::8] *= 6

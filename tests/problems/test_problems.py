@@ -13,6 +13,7 @@ from same_law import true_mean
 
 import mbsim
 from mbsim import Draggers, Problem
+from mbsim.drifts.steps import StepSample
 from mbsim.problems.draggers import uniform_directions
 from mbsim.problems.losses import LogCosh, Quadratic, Ripple
 from mbsim.problems.micro_batches import MicroBatches, draw_micro_batches
@@ -192,8 +193,8 @@ def test_the_moments_of_a_micro_batch(gamma, noise):
     )
     drawn = draw_micro_batches(whole, b, (2**16,), np.random.default_rng(5))
     length = c * np.hypot(r, sigma)
-    along = drawn.along(r, length, whole.draggers)
-    norms = drawn.norms(along, length)
+    parts = StepSample(whole, b, drawn)._at(r)
+    along, norms = parts.along * parts.unit, parts.norm * parts.unit
     dragger_sq = np.square(drawn.shared) + np.square(drawn.own)
     weights = [
         (k, len(list(itertools.combinations(range(b), k))) * p**k * (1 - p) ** (b - k))
@@ -219,6 +220,8 @@ def test_a_tilted_dragger_points_along_the_gradient():
         shared=np.zeros(1),
         own=np.ones(1),
     )
-    along = only.along(0.5, 2.0, tilted)
+    whole = problem(draggers=tilted, noise=Gaussian(sigma=0.8))
+    parts = StepSample(whole, 1, only)._at(0.6)  # where c√(r² + σ²) = 2
+    along = parts.along * parts.unit
     assert along == pytest.approx(2.0 * 0.75)  # t/√(1 − t²) = .6/.8
-    assert along / only.norms(along, 2.0) == pytest.approx(0.6)  # the cosine is t
+    assert along / (parts.norm * parts.unit) == pytest.approx(0.6)  # the cosine is t

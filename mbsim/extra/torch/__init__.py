@@ -7,12 +7,10 @@
 It needs PyTorch, which the extra ``torch`` brings. A page on it and on other tools: docs/use.md.
 """
 
-try:
+from mbsim._shared.extras import needed
+
+with needed("mbsim.extra.torch", "PyTorch", extra="torch", name="torch"):
     import torch  # noqa: F401
-except ImportError:
-    raise ModuleNotFoundError(
-        "mbsim.extra.torch needs PyTorch: pip install 'microbatch-clipping[torch]'", name="torch"
-    ) from None
 
 from mbsim.extra.torch.accumulate import MicroBatchClipper, Step
 from mbsim.extra.torch.one_pass import clipped_backward

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mbsim._shared.values import declared
 from mbsim.clipping import Rule, SmallestNorm, check_rule_argument, looks_at_own_norm, rank_of
@@ -437,6 +438,16 @@ def check_dense(gradient: torch.Tensor) -> None:
         raise InvalidArgument(
             "gradients must be whole in every process, and one is a DTensor; clip without sharding"
         )
+
+
+def check_untied(model: torch.nn.Module, so_that: str) -> None:
+    """Refuse batch normalisation that ties the examples of a batch together, saying what of it."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise InvalidArgument(
+                f"model ties the examples of a batch together in {name!r} "
+                f"({type(module).__name__}), so that {so_that}"
+            )
 
 
 def _averaged(ranks: list[list[tuple[float, float, float]]]) -> bool:

@@ -29,13 +29,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch.autograd.graph import GradientEdge
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import CheckpointError
 
 from mbsim.clipping import Rule, SmallestNorm, check_rule_argument
 from mbsim.errors import InvalidArgument, check_divides, shown
-from mbsim.extra.torch.accumulate import Step, check_dense, enabled, overflow
+from mbsim.extra.torch.accumulate import Step, check_dense, check_untied, enabled, overflow
 
 __all__ = ["clipped_backward"]
 
@@ -139,13 +138,10 @@ def _check(losses: Any, model: Any) -> None:
         )
     if not losses.requires_grad:
         raise InvalidArgument("losses must have a graph: compute them with gradients enabled")
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            raise InvalidArgument(
-                f"model ties the examples of a batch together in {name!r} "
-                f"({type(module).__name__}), so that its micro-batches have no gradients of their "
-                "own; call eval() on it, or take GroupNorm"
-            )
+    check_untied(
+        model,
+        "its micro-batches have no gradients of their own; call eval() on it, or take GroupNorm",
+    )
 
 
 # ---------------------------------------------------------------------------- the graph
@@ -422,9 +418,6 @@ class _Product:
     def gradients(self) -> torch.Tensor:
         return (self.slopes.mT @ self.inputs).flatten(1)
 
-    def double(self) -> _Product:
-        return _Product(self.inputs.double(), self.slopes.double())
-
 
 @dataclass(eq=False)
 class _Plain:
@@ -437,9 +430,6 @@ class _Plain:
 
     def gradients(self) -> torch.Tensor:
         return self.values
-
-    def double(self) -> _Plain:
-        return _Plain(self.values.double())
 
 
 @dataclass(eq=False)
@@ -464,9 +454,6 @@ class _Lookup:
         table = self.slopes.new_zeros(m, self.entries, width)
         index = self.index[..., None].expand_as(self.slopes)
         return table.scatter_add_(1, index, self.slopes).flatten(1)
-
-    def double(self) -> _Lookup:
-        return _Lookup(self.index, self.slopes.double(), self.entries)
 
 
 @dataclass(eq=False)
@@ -521,9 +508,6 @@ class _Convolved:
         h = h.unflatten(2, (self.groups, -1)).movedim(2, 1).movedim(3, -1).flatten(2, 2 + d)
         return _Product(x, h)
 
-    def double(self) -> _Convolved:
-        return replace(self, inputs=self.inputs.double(), slopes=self.slopes.double())
-
 
 def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Inner products of matrices, without the products of their entries in memory."""
@@ -547,8 +531,15 @@ def _squares(forms: list[Any]) -> Any:
         whole = forms[0]
     found = whole.squares().cpu().numpy()
     if not _SAFE[0] < found.min() <= found.max() < _SAFE[1]:
-        found = whole.double().squares().cpu().numpy()
+        found = _double(whole).squares().cpu().numpy()
     return found
+
+
+def _double(form: Any) -> Any:
+    """The same in float64, what is no index."""
+    tensors = {name: x for name, x in vars(form).items() if isinstance(x, torch.Tensor)}
+    wide = {name: x.double() for name, x in tensors.items() if x.is_floating_point()}
+    return replace(form, **wide)
 
 
 def _matrix(use: _Use, slopes: torch.Tensor, group: Group) -> Any:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any
 from warnings import catch_warnings, filterwarnings
 
 import numpy as np
@@ -26,13 +26,13 @@ import torch
 from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 from torch.func import functional_call, grad, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
 from mbsim._shared.progress import Progress, progress
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim.errors import InvalidArgument, check_integer, shown
-from mbsim.gradients.gram import Gram
+from mbsim.extra.torch.accumulate import check_untied
+from mbsim.gradients.gram import Gram, check_budget
 
 __all__ = ["per_example_gradients"]
 
@@ -83,36 +83,6 @@ _REFUSALS = (
 Array = NDArray[np.floating[Any]]
 
 
-@overload
-def per_example_gradients(
-    model: torch.nn.Module,
-    loss_fn: Callable[[Any, Any], Any],
-    data: Any,
-    *,
-    chunk: int | None = ...,
-    sketch: int | None = ...,
-    target: Any = ...,
-    randomness: str = ...,
-    rows: Literal[False] = ...,
-    rng: int | SeedSequence | Generator = ...,
-    budget: int = ...,
-) -> Gram: ...
-
-
-@overload
-def per_example_gradients(
-    model: torch.nn.Module,
-    loss_fn: Callable[[Any, Any], Any],
-    data: Any,
-    *,
-    rows: Literal[True],
-    chunk: int | None = ...,
-    randomness: str = ...,
-    rng: int | SeedSequence | Generator = ...,
-    budget: int = ...,
-) -> Array: ...
-
-
 def per_example_gradients(
     model: torch.nn.Module,
     loss_fn: Callable[[Any, Any], Any],
@@ -125,7 +95,7 @@ def per_example_gradients(
     rows: bool = False,
     rng: int | SeedSequence | Generator = 0,
     budget: int = 2**30,
-) -> Gram | Array:
+) -> Any:
     """The Gram matrix of the gradients of a model's loss, one for each example.
 
     Args:
@@ -181,9 +151,11 @@ def per_example_gradients(
     if rows:
         if not (target is None and sketch is None):
             raise InvalidArgument("rows=True must go without target and sketch")
-        _check_rows(n * width * source.dtype.itemsize, budget)
+        size = n * width * source.dtype.itemsize
+        check_budget(budget, size, "all rows; leave out rows=True")
     elif sketch is not None:
-        _check_sketch(sketch, n, budget)
+        size = 8 * check_integer("sketch", sketch, minimum=1) * (n + 1)
+        check_budget(budget, size, f"{n} gradients projected to sketch={sketch} coordinates")
     else:
         width = _width(n, source, budget)
     total = n * math.ceil(source.coordinates / width) + (len(held_out) if held_out else 0)
@@ -500,38 +472,17 @@ def _check_model(model: Any) -> None:
             raise InvalidArgument(f"model must have real parameters; {name!r} is {one.dtype}")
         if not torch.isfinite(one).all():
             raise InvalidArgument(f"model must have finite parameters; {name!r} is not")
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            raise InvalidArgument(
-                f"model ties the examples of a batch together in {name!r} "
-                f"({type(module).__name__}), so that one has no gradient of its own; call "
-                "model.eval(), for the running statistics, or take GroupNorm"
-            )
-
-
-def _check_rows(needed: int, budget: int) -> None:
-    if needed > budget:
-        raise InvalidArgument(
-            f"budget={budget} must be at least {needed} bytes for all rows; leave out rows=True"
-        )
-
-
-def _check_sketch(sketch: Any, n: int, budget: int) -> None:
-    needed = 8 * check_integer("sketch", sketch, minimum=1) * (n + 1)
-    if needed > budget:
-        raise InvalidArgument(
-            f"budget={budget} must be at least {needed} bytes for {n} gradients projected to "
-            f"sketch={sketch} coordinates"
-        )
+    check_untied(
+        model,
+        "one has no gradient of its own; call model.eval(), for the running statistics, or take "
+        "GroupNorm",
+    )
 
 
 def _width(n: int, source: _Source, budget: int) -> int:
     """How many coordinates of all n gradients half of the budget holds."""
     size = n * source.dtype.itemsize
     needed = 2 * max(size * math.ceil(source.coordinates / _PASSES), 16 * (n + 1))
-    if budget < needed:
-        raise InvalidArgument(
-            f"budget={budget} must be at least {needed} bytes, for {n} gradients of "
-            f"{source.coordinates} coordinates in {_PASSES} passes; or take sketch=k"
-        )
+    what = f"{n} gradients of {source.coordinates} coordinates in {_PASSES} passes"
+    check_budget(budget, needed, f"{what}; or take sketch=k")
     return min(source.coordinates, budget // 2 // size)
