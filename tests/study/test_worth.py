@@ -283,8 +283,8 @@ def test_the_whole_study_is_begun_again_where_it_was_interrupted(tmp_path, small
     assert len(rows) == 2 * 3 * 8
     # A quarter of wine's labels wrong can leave the oracle fewer examples than a mini-batch has.
     assert {row["splits"] for row in rows if row["table"] == "heart"} == {"2"}
-    files = sorted((tmp_path / "cut").glob("*.json"))
-    files[0].write_bytes(files[1].read_bytes())
+    with sqlite3.connect(tmp_path / "cut" / "study.sqlite") as connection:
+        connection.execute("UPDATE records SET description = '{}'")
     with pytest.raises(mbsim.InvalidArgument, match="is of another study") as caught:
         worth.whole(tmp_path / "cut", **small)
     assert "\n" not in str(caught.value)
