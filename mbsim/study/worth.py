@@ -375,7 +375,7 @@ def _draw_shares(figure: Figure, details: Details) -> None:
     if len(rows) > 12:
         best = {way.split(", b")[0]: way for way in rows}.values()
         rows = [way for way in rows if way in {*best, *map(_way, NOISY.values())}]
-    figure.set_size_inches(7.6, 0.24 * len(rows) + 1.2)
+    figure.set_size_inches(7.6, max(0.24 * len(rows) + 1.2, 2.8))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     places = np.arange(len(rows))
     for number, noise in enumerate(NOISY):

@@ -43,8 +43,11 @@ def test_no_control_is_supported_whatever_is_expected_of_it(reproduced):
 def test_every_verdict_says_how_sure_it_is_and_what_it_would_have_seen(reproduced):
     report, _ = reproduced
     for verdict in [*report.verdicts, *(v for _, v in report.controls)]:
-        assert 0 < verdict.false_positive_rate <= 0.01 * (1 + 1e-9)  # added up in floats
-        for comparison in verdict.to_dict()["comparisons"]:
+        comparisons = verdict.to_dict()["comparisons"]
+        counted = all(len({*one["interval"]}) == 1 for one in comparisons)  # not sampled, or none
+        assert verdict.false_positive_rate <= 0.01 * (1 + 1e-9)  # added up in floats
+        assert verdict.false_positive_rate > 0 or counted
+        for comparison in comparisons:
             assert comparison["detectable"] >= 0
             low, high = comparison["interval"]
             assert low <= comparison["estimate"] <= high
