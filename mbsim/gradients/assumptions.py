@@ -197,7 +197,7 @@ class DraggerCheck:
             ax: where to draw; a new figure unless told.
             **style: properties of the measured points, such as ``color``.
         """
-        rows = [(one.what, one.interval, one.null) for one in self.measured]
+        rows = [(textwrap.fill(one.what, 36), one.interval, one.null) for one in self.measured]
         rows += [
             (f"norm ratio c({b})", found, statistics.exactly(law))
             for b, (found, law) in self.norm_ratios.items()
@@ -207,6 +207,9 @@ class DraggerCheck:
             for i in (0, 1)
         )
         with plots.on(ax) as axes:
+            if ax is None:
+                figure: Any = axes.get_figure(root=True)
+                figure.set_size_inches(7.5, 0.36 * len(rows) + 1.4)  # a line or two for each
             grey = {"color": "0.5", "label": "null, or the model's law"}
             plots.intervals(axes, null, number=1, shift=-0.18, **grey)
             plots.intervals(axes, measured, shift=0.18, **{"label": "measured", **style})
@@ -217,7 +220,7 @@ class DraggerCheck:
             axes.set(
                 xlabel=f"cosines and ratios, {sure} interval", title=textwrap.fill(self._title, 60)
             )
-            axes.legend(loc="lower right")
+            axes.legend(loc="lower left")
         return axes
 
     def _rows(self) -> Iterator[tuple[str, str, str, str]]:

@@ -20,8 +20,8 @@ Theorem 2 (5.3): concentrated norms     :func:`clipping_concentrated_bound`,
 5.3 and 5.4, second moment of a step    :func:`second_moment_bound`
 5.6, Table 1, and where bounds cross    :func:`table1`, :func:`crossover`
 Theorem 3 (6): symmetric noise          :func:`symmetric_bound`
-Theorem 6 (7), the exact drift          :func:`mbsim.drift`
-Theorem 7 (8), the certificate          :meth:`mbsim.Drift.certify`
+Theorem 5 (7), the exact drift          :func:`mbsim.drift`
+Theorem 6 (8), the certificate          :meth:`mbsim.Drift.certify`
 Theorem 7 (12.1): SGD, tilted draggers  :func:`tilted_sgd_lower_bound`, :func:`tilted_sgd_bound`
 Theorem 8 (12.2): clipping, tilted      :func:`tilted_clipping_bound`,
                                         :func:`tilted_clipping_drift_bound`

@@ -327,7 +327,7 @@ class Pool:
         self.weight, self.benign, self.noise, self.across, self.walk = np.concatenate(rows, axis=1)
 
     def drift(self, r, m, c=20.0):
-        """A(r) and M(r) by Theorem 6."""
+        """A(r) and M(r) by Theorem 5."""
         along = self.benign * r + self.noise
         x = np.sqrt(along**2 + self.across**2 + (self.walk * c) ** 2 * (r * r + 1))
         order = np.argsort(x)
