@@ -276,8 +276,9 @@ def committed(monkeypatch):
     plain = json.loads((ROOT / "figures" / "report.json").read_text("utf-8"))
 
     def comparison(found):
-        low, high = (np.nan if x is None else x for x in found["interval"])
-        limit, estimate = found["limit"], found["estimate"]
+        ends = zip(found["interval"], (-np.inf, np.inf), strict=True)
+        low, high = (end if x is None else x for x, end in ends)
+        limit, estimate = found["limit"], np.nan if found["estimate"] is None else found["estimate"]
         sure = {"standard_error": 0.0, "false_positive_rate": 0.01, "df": 9.0}
         return Comparison(
             what=found["what"],
@@ -287,7 +288,7 @@ def committed(monkeypatch):
         )
 
     def verdict(found):
-        whole = [c for c in found["comparisons"] if None not in (c["estimate"], c["limit"])]
+        whole = [c for c in found["comparisons"] if c["limit"] is not None]
         names = ("claim", "statement", "not_applicable", "seed")
         comparisons = tuple(map(comparison, whole))
         return Verdict(**{n: found[n] for n in names}, comparisons=comparisons)
