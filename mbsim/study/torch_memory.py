@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mbsim import clipping
 from mbsim.extra.torch import MicroBatchClipper, clipped_backward
 
-__all__ = ["WAYS", "gradient_bytes", "network", "peak_bytes", "per_example"]
+__all__ = ["WAYS", "Counted", "gradient_bytes", "network", "peak_bytes", "per_example"]
 
 Way = Callable[[Any, torch.Tensor, torch.Tensor, int], None]
 
@@ -111,7 +111,7 @@ WAYS: dict[str, Way] = {
 }
 
 
-class _Counted(TorchDispatchMode):  # type: ignore[misc]  # Any where PyTorch is not installed
+class Counted(TorchDispatchMode):  # type: ignore[misc]  # Any where PyTorch is not installed
     """Counts the bytes of the storages that operations make, while they are alive."""
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ def peak_bytes(way: Way, model: Any, x: torch.Tensor, y: torch.Tensor, b: int) -
     """The most bytes of tensors at once, in a step after a first one."""
     way(model, x, y, len(x))  # the first time looks at the layers
     model.zero_grad(set_to_none=True)
-    with _Counted() as counted:
+    with Counted() as counted:
         way(model, x, y, b)
     model.zero_grad(set_to_none=True)
     return counted.peak
