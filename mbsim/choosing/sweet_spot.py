@@ -458,13 +458,8 @@ def _stopped(problem: Problem) -> str:
     """What draggers that are tilted against the gradient do to SGD."""
     from mbsim.theory import tilted_level
 
-    draggers, level = problem.draggers, tilted_level("SGD")
-    known = {
-        "sigma": problem.noise.sigma,
-        "probability": draggers.probability,
-        "norm_ratio": draggers.norm_ratio,
-        "tilt_against": -draggers.tilt,
-    }
+    level = tilted_level("SGD")
+    known = level.picked(problem.quantities())
     if not level.holds(**known):
         return "they pull harder than the others at every gradient norm, so that SGD never descends"
     stops = f"{level.evaluate(**known):.3g}"

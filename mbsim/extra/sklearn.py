@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mbsim._shared.arrays import Array
 from mbsim._shared.extras import needed
 
 with needed("mbsim.extra.sklearn", "scikit-learn", extra="data", name="sklearn"):
@@ -37,7 +38,6 @@ from mbsim.gradients.training import look_at
 
 __all__ = ["MicroBatchClippingClassifier"]
 
-Array = NDArray[np.float64]
 
 # "auto" looks at so many gradients, at most, and asks about training of so many steps.
 _ADVISED, _STEPS = 512, 300

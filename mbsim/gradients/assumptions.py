@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from mbsim import plots, statistics
 from mbsim._shared import tables
-from mbsim._shared.arrays import one_blas_thread, ratio
+from mbsim._shared.arrays import Array, Mask, one_blas_thread, ratio
 from mbsim._shared.meant import answering
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence, stream
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AlongTraining", "DraggerCheck", "Measured", "Parts", "check_assumptions", "parts_of"]
 
-Array = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 
 # Resamplings, sets of random directions, and orders of the examples for c(b) in each.
 _REPLICATES, _NULLS, _ORDERS = 32, 32, 4
@@ -75,7 +73,7 @@ class Parts:
     pair_cosine: Array
 
 
-def parts_of(examples: Array, is_dragger: NDArray[np.bool_], target: Array) -> Parts:
+def parts_of(examples: Array, is_dragger: Mask, target: Array) -> Parts:
     """Split examples into noise and draggers and measure both, against a target gradient.
 
     Args:
@@ -107,7 +105,7 @@ def parts_of(examples: Array, is_dragger: NDArray[np.bool_], target: Array) -> P
     )
 
 
-def _pair_cosines(unit: Array, is_dragger: NDArray[np.bool_]) -> Array:
+def _pair_cosines(unit: Array, is_dragger: Mask) -> Array:
     """For each step with two draggers or more, the mean cosine of the first with the others."""
     counts = is_dragger.sum(axis=1)
     firsts = np.cumsum(counts) - counts  # where the draggers of each step begin
@@ -461,7 +459,7 @@ _WHAT = {
 }
 
 
-def _mask(is_dragger: ArrayLike, examples: int) -> Flags:
+def _mask(is_dragger: ArrayLike, examples: int) -> Mask:
     given = np.asarray(is_dragger)
     if given.dtype != bool:
         given = as_numbers("is_dragger", is_dragger)
@@ -539,7 +537,7 @@ def _skewness(x: Array) -> float:
 
 
 def _nulls(
-    vectors: Array, mask: Flags, spans: dict[str, Array], seed: SeedSequence
+    vectors: Array, mask: Mask, spans: dict[str, Array], seed: SeedSequence
 ) -> list[dict[str, float]]:
     """The numbers for random directions in the place of draggers, and for shuffled lengths."""
     benign, count, lengths = vectors[~mask], int(mask.sum()), norms_of(vectors)
@@ -599,7 +597,7 @@ def _mean_product(vectors: Array) -> float:
     return total / (n * (n - 1))
 
 
-def _two_groups(lengths: Array) -> Flags | None:
+def _two_groups(lengths: Array) -> Mask | None:
     """Which lengths are of the longer group, if their logarithms fall into two normal ones."""
     x = np.log(lengths[lengths > 0])
     if x.size < 16 or not x.std() > 0:

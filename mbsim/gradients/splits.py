@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from mbsim._shared.arrays import Array, Integers, Mask
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import set_field, value
 from mbsim.errors import (
@@ -26,9 +27,6 @@ from mbsim.errors import (
 
 __all__ = ["Contamination", "Split", "split_of", "splits_by"]
 
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 
 _FAR = 5.0  # standard deviations of a feature that canaries and outlying inputs have
 _PARTS = ("train", "validation", "test")
@@ -65,10 +63,10 @@ class Contamination:
         labels: Integers,
         classes: int,
         rng: int | SeedSequence | Generator,
-    ) -> Flags:
+    ) -> Mask:
         """Contaminate standardised inputs and labels, in place; which examples were touched."""
         draw = rng if isinstance(rng, Generator) else np.random.default_rng(rng)
-        touched: Flags = draw.random(labels.size) < (self.share if self.kind != "none" else 0.0)
+        touched: Mask = draw.random(labels.size) < (self.share if self.kind != "none" else 0.0)
         if self.kind in ("none", "wrong labels"):
             other = draw.integers(1, classes, labels.size)
             labels[touched] = ((labels + other) % classes)[touched]
@@ -100,7 +98,7 @@ class Split:
     _: KW_ONLY
     train_inputs: Array
     train_labels: Integers
-    touched: Flags
+    touched: Mask
     validation_inputs: Array
     validation_labels: Integers
     test_inputs: Array

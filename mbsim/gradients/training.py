@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from mbsim._shared.arrays import one_blas_thread
+from mbsim._shared.arrays import Array, Integers, Mask, one_blas_thread
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
@@ -38,10 +38,6 @@ if TYPE_CHECKING:
     pass
 
 __all__ = ["Seen", "Training", "look_at", "per_example_gradients", "train"]
-
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 
 
 @value
@@ -77,7 +73,7 @@ class Training:
     diverged_at: Integers
 
     @property
-    def diverged(self) -> Flags:
+    def diverged(self) -> Mask:
         """Bool ``[S, *C]``: which trainings diverged."""
         return self.diverged_at >= 0
 
@@ -220,14 +216,22 @@ class _Model:
         self, start: Array, batches: Integers, step_size: float, records: list[int]
     ) -> tuple[Array, Array, Array, int]:
         """Records ``[4, R]``, the weights of both layers, and when it diverged."""
+        from mbsim.compiled import softmax
+
         inner, width = start.copy(), self.hidden + 1 if self.hidden else self.dim
         outer = np.zeros((self.classes, width))
         inners = np.full((len(records), *inner.shape), np.nan)
         outers = np.full((len(records), *outer.shape), np.nan)
         moments = [np.zeros_like(layer) for layer in (inner, inner, outer, outer)]
         stops = np.array(records)
-        forward = self._by_compiled if self.twin else self._by_rule
-        failed = forward(inner, outer, moments, batches, step_size, stops, inners, outers) + 1
+        if self.twin:
+            failed = 1 + softmax.steps(
+                *self.twin, self.by, inner, outer, *moments, self.inputs, self.labels, batches,
+                self.size, step_size, self.decay, self.adam, stops, inners, outers,
+            )  # fmt: skip
+        else:
+            given = (inner, outer, moments, batches, step_size, stops, inners, outers)
+            failed = 1 + self._by_rule(*given)
         curves = self._scores(inners, outers)
         # At W = 0 every loss is log K. A comparison with NaN is false, so it is caught too.
         unsound = np.flatnonzero(~(curves[1] <= DIVERGED * np.log(self.classes)))
@@ -237,27 +241,6 @@ class _Model:
         outer[:], inner[:] = np.nan, np.nan
         seen = int(stops[unsound[0]])
         return curves, outer, inner, min(failed, seen) if failed else seen
-
-    def _by_compiled(
-        self,
-        inner: Array,
-        outer: Array,
-        moments: list[Array],
-        batches: Integers,
-        step_size: float,
-        stops: Integers,
-        inners: Array,
-        outers: Array,
-    ) -> int:
-        from mbsim.compiled import softmax
-
-        assert self.twin is not None
-        return int(
-            softmax.steps(
-                *self.twin, self.by, inner, outer, *moments, self.inputs, self.labels, batches,
-                self.size, step_size, self.decay, self.adam, stops, inners, outers,
-            )
-        )  # fmt: skip
 
     def _by_rule(
         self,

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mbsim import plots, statistics
 from mbsim._shared import tables
+from mbsim._shared.arrays import Array, Integers
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
 from mbsim._shared.values import value
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BySize", "Tuned", "by_micro_batch_size", "tuned"]
 
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 # Step sizes are looked for among these powers of two, and at so many records along training.
 _LEAST, _MOST, _RECORDS = -14, 14, 15

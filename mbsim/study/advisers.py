@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.random import SeedSequence
-from numpy.typing import NDArray
 
 from mbsim import plots, statistics
+from mbsim._shared.arrays import Array, Integers
 from mbsim.clipping import SmallestNorm
 from mbsim.errors import divisors
 from mbsim.gradients import training
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ADVISOR_AGREES"]
 
-Array = NDArray[np.float64]
 
 _STEPS, _ORDERS = 300, 3
 # Training runs that a race may spend: of every b, and of what advice leaves of them.
@@ -128,7 +127,7 @@ def _regret(losses: Array, b: int, eta: int | None) -> float:
 
 
 def _choices(
-    one: _Trained, labels: NDArray[np.int64], target: str
+    one: _Trained, labels: Integers, target: str
 ) -> tuple[dict[str, tuple[int, int | None]], dict[str, float]]:
     """What everybody chooses (the numbers of b and of the step size), and what races spent."""
     every = range(len(_SIZES))
@@ -234,7 +233,7 @@ def _predicted(data: Split, step_size: float, seed: SeedSequence) -> dict[str, A
 
 
 def _raced(
-    one: _Trained, labels: NDArray[np.int64], sizes: Sequence[int], budget: float
+    one: _Trained, labels: Integers, sizes: Sequence[int], budget: float
 ) -> tuple[tuple[int, int], float]:
     """What a race of some b chooses (the numbers of b and of the step size), and what it spent.
 

@@ -32,14 +32,16 @@ import itertools
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.random import SeedSequence
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from mbsim import plots, statistics
+from mbsim._shared.arrays import Array
 from mbsim._shared.seeds import child
 from mbsim._shared.values import set_field
 from mbsim.errors import InvalidArgument, check_integer, divisors, shown
@@ -49,9 +51,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BATCH", "RATE", "Claim", "Study", "draw_curves", "examined", "points"]
+__all__ = ["BATCH", "RATE", "Claim", "Study", "draw_curves", "examined", "of_mean", "points",
+           "verdicts_on"]  # fmt: skip
 
-Array = NDArray[np.float64]
 # What a claim measured, and its details.
 Found = tuple[Sequence[Comparison], dict[str, Any]]
 # The details of a claim, under "", and of each of its controls, under its name.
@@ -188,6 +190,32 @@ def examined(claim: Claim, study: Study, tell: Callable[[float], None]) -> Exami
         seconds[claim.name + (f", {name}" if name else "")] = time.perf_counter() - since
     details = {name: verdict.to_dict()["details"] for name, verdict in verdicts.items()}
     return verdicts, seconds, claim.pictures(details)
+
+
+def verdicts_on(
+    claims: Iterable[Claim], study: Study, records: list[dict[str, Any]]
+) -> dict[str, Verdict]:
+    """What comes of claims, and of their controls, on `records` in place of their own."""
+    found: dict[str, Verdict] = {}
+    for claim in claims:
+        on_these = replace(claim, run=partial(claim.run, records=records))
+        found[claim.name] = on_these.verdict(study)
+        for name in claim.controls:
+            found[f"control of {claim.name}: {name}"] = on_these.verdict(study, control=name)
+    return found
+
+
+def of_mean(
+    what: str,
+    values: ArrayLike,
+    relation: str,
+    limit: float | tuple[float, float],
+    *,
+    false_positive_rate: float = RATE,
+) -> Comparison:
+    """The mean of independent values, held against a limit."""
+    measured = statistics.mean(values, false_positive_rate=false_positive_rate)
+    return Comparison(what=what, measured=measured, relation=relation, limit=limit)
 
 
 def points(x: Iterable[float], samples: Iterable[Array]) -> Points:

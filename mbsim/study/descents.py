@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.random import SeedSequence
-from numpy.typing import NDArray
 
+from mbsim._shared.arrays import Array, Integers, Mask
 from mbsim._shared.seeds import stream
 from mbsim.clipping import Rule
 from mbsim.compiled import softmax
@@ -20,9 +20,6 @@ from mbsim.problems.finite import check_domains
 from mbsim.study.tables import CONTAMINATIONS
 
 __all__ = ["Data", "Part", "descend", "losses", "parts"]
-
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 
 _MOST = 1000
@@ -43,7 +40,7 @@ class Data(NamedTuple):
     validation: Part
     test: Part
     classes: int
-    touched: NDArray[np.bool_]
+    touched: Mask
 
 
 def parts(

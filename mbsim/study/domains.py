@@ -16,6 +16,7 @@ import numpy as np
 from numpy.random import SeedSequence
 
 from mbsim import plots, statistics
+from mbsim._shared.arrays import Array, Integers
 from mbsim._shared.seeds import stream
 from mbsim.clipping import NoClipping, Rule, SmallestNorm, WithinGroups
 from mbsim.errors import InvalidArgument, shown
@@ -23,8 +24,8 @@ from mbsim.methods import SGD, Method, MicroBatchClipping
 from mbsim.problems.finite import FiniteProblem, arranged
 from mbsim.simulation.run import simulate
 from mbsim.study import tables
-from mbsim.study.claim import BATCH, RATE, Array, Claim, Details, Found, Study
-from mbsim.study.descents import Data, Integers, descend, losses, parts
+from mbsim.study.claim import BATCH, RATE, Claim, Details, Found, Study, of_mean
+from mbsim.study.descents import Data, descend, losses, parts
 from mbsim.verdicts import Comparison
 
 if TYPE_CHECKING:
@@ -254,15 +255,8 @@ def _hurts(study: Study, shuffled: bool = False, apart: float = _APART) -> Found
     ends = {way: study.once(_ends, way, apart, shuffled) for way in ("SGD", "by domain", "mixed")}
     far = np.sqrt(ends["by domain"][:, 1]) / math.sqrt(float(ends["SGD"][:, 1].mean()))
     says = 1 / (1 - _SHARE)
-    measured = statistics.mean(far, false_positive_rate=RATE)
-    comparisons = [
-        Comparison(
-            what="simulated: the smaller domain's distance over SGD's",
-            measured=measured,
-            relation="within",
-            limit=(0.9 * says, 1.02 * says),
-        )
-    ]
+    what = "simulated: the smaller domain's distance over SGD's"
+    comparisons = [of_mean(what, far, "within", (0.9 * says, 1.02 * says))]
     ways = ("by domain",) if shuffled else tuple(_NAMES)
     found = study.once(_compared, INVERTED, _SIZE, ways, shuffled)
     logs = _over(found, "by domain", "SGD", 0)
@@ -344,14 +338,8 @@ def _remedy(study: Study, way: str = "threshold per domain") -> Found:
     found = study.once(_compared, INVERTED, _SIZE, tuple(_NAMES), False)
     ends = {one: study.once(_ends, one, _APART, False) for one in ("SGD", way)}
     far = ends[way][:, 1] / float(ends["SGD"][:, 1].mean())
-    comparisons = [
-        Comparison(
-            what="simulated: the smaller domain's squared distance over SGD's",
-            measured=statistics.mean(far, false_positive_rate=RATE),
-            relation="below",
-            limit=1.1,
-        )
-    ]
+    what = "simulated: the smaller domain's squared distance over SGD's"
+    comparisons = [of_mean(what, far, "below", 1.1)]
     for what, other, which, limit in (
         ("the longer domain's loss over that of one threshold", "by domain", 0, 0.8),
         ("the longer domain's loss over SGD's", "SGD", 0, 1.1),
@@ -397,9 +385,8 @@ def _on_tables(study: Study, shuffled: bool = False) -> Found:
         ("threshold per domain", "by domain", "below"),
     ):
         logs = [float(_over(one, way, other, 0).mean()) for one in found.values()]
-        measured = statistics.mean(logs, false_positive_rate=RATE)
         what = f"log of the longer domain's loss, {way} over {other}"
-        comparisons.append(Comparison(what=what, measured=measured, relation=relation, limit=0.0))
+        comparisons.append(of_mean(what, logs, relation, 0.0))
     return comparisons, {
         name: {way: rows.mean(axis=0).tolist() for way, rows in one.items()}
         for name, one in found.items()

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mbsim import plots, statistics
+from mbsim import plots
+from mbsim._shared.arrays import Array, Integers
 from mbsim._shared.seeds import stream
 from mbsim.clipping import NoClipping, SmallestNorm
 from mbsim.gradients.training import look_at
 from mbsim.problems.finite import FiniteDraws, FiniteProblem, arranged
 from mbsim.problems.lengths import norms_of
 from mbsim.study import tables
-from mbsim.study.claim import BATCH, RATE, Array, Claim, Details, Found, Study
-from mbsim.study.descents import Data, Integers, descend, losses, parts
+from mbsim.study.claim import BATCH, Claim, Details, Found, Study, of_mean
+from mbsim.study.descents import Data, descend, losses, parts
 from mbsim.verdicts import Comparison
 
 if TYPE_CHECKING:
@@ -174,9 +175,7 @@ def _changes(study: Study, right: bool = False, exchanged: bool = False) -> Foun
         on, off = off, on
 
     def mean(what: str, over: Any, relation: str, limit: float) -> Comparison:
-        logs = [over(record) for record in found.values()]
-        measured = statistics.mean(logs, false_positive_rate=RATE)
-        return Comparison(what=what, measured=measured, relation=relation, limit=limit)
+        return of_mean(what, [over(record) for record in found.values()], relation, limit)
 
     def ratio(one: str, other: str) -> Any:
         return lambda record: math.log(record["losses"][one] / record["losses"][other])
@@ -194,18 +193,13 @@ def _changes(study: Study, right: bool = False, exchanged: bool = False) -> Foun
         mean(
             f"log of the loss, {on} over throughout", ratio(on, "clipping"), "below", math.log(1.1)
         ),
-        Comparison(
-            what="simulated: where SGD ends, over p times the mean dragger",
-            measured=statistics.mean(ends["SGD"], false_positive_rate=RATE),
-            relation="within",
-            limit=(0.9, 1.2),
+        of_mean(
+            "simulated: where SGD ends, over p times the mean dragger",
+            ends["SGD"],
+            "within",
+            (0.9, 1.2),
         ),
-        Comparison(
-            what=f"simulated: where it ends {on}, over the same",
-            measured=statistics.mean(ends[on], false_positive_rate=RATE),
-            relation="below",
-            limit=0.5,
-        ),
+        of_mean(f"simulated: where it ends {on}, over the same", ends[on], "below", 0.5),
     ]
     paths = {name: path for name, (path, _) in simulated.items()}
     return comparisons, {"tables": found, "paths": paths, "level": level}

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import SeedSequence
-from numpy.typing import NDArray
 
+from mbsim._shared.arrays import Array
 from mbsim._shared.seeds import child
 from mbsim.clipping import FixedNorm, NoClipping, QuantileNorm, Rule, SmallestNorm, TrimmedNorm
 from mbsim.compiled.twins import Twin
@@ -35,7 +35,6 @@ from mbsim.study.stored import Record
 
 __all__ = ["MODELS", "WAYS", "MeanNorm", "PerSampleNorm", "Setting", "Way", "measured"]
 
-Array = NDArray[np.float64]
 
 SIZES = divisors(BATCH)
 STEPS = 300

@@ -8,22 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mbsim import plots, statistics
+from mbsim._shared.arrays import Array
 from mbsim.methods import SGD, MicroBatchClipping
 from mbsim.problems.draggers import Draggers
 from mbsim.problems.setting import Setting
 from mbsim.simulation.run import run_setting
-from mbsim.study.claim import (
-    BATCH,
-    RATE,
-    Array,
-    Claim,
-    Details,
-    Found,
-    Points,
-    Study,
-    draw_curves,
-    points,
-)
+from mbsim.study.claim import BATCH, RATE, Claim, Details, Found, Points, Study, draw_curves, points
 from mbsim.study.half_square import LAWS, NONE, STRONG, half_square
 from mbsim.verdicts import Comparison
 

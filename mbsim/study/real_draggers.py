@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mbsim import plots, statistics
+from mbsim import plots
 from mbsim.gradients import training
 from mbsim.gradients.assumptions import DraggerCheck, check_assumptions
 from mbsim.gradients.gram import Gram
 from mbsim.methods import SGD
 from mbsim.study import tables
-from mbsim.study.claim import BATCH, RATE, Claim, Details, Found, Study, draw_curves, points
+from mbsim.study.claim import (
+    BATCH,
+    RATE,
+    Claim,
+    Details,
+    Found,
+    Study,
+    draw_curves,
+    of_mean,
+    points,
+)
 from mbsim.verdicts import Comparison
 
 if TYPE_CHECKING:
@@ -35,6 +46,9 @@ _LARGEST, _LEAST = 16, 4
 # What is claimed: cosines that count as 0; energy in the benign span, as a share of what random
 # directions have there; how far c(b) has fallen; how near to its law.
 _TILT, _ENERGY, _FALLEN, _OFF = 0.1, 0.5, 0.7, 0.15
+
+# A claim has up to a dozen comparisons.
+_of_mean = partial(of_mean, false_positive_rate=RATE / 2)
 
 # A check for each table, by contamination.
 Checks = dict[str, dict[str, DraggerCheck]]
@@ -95,8 +109,8 @@ def _orthogonal(study: Study, change: str = "") -> Found:
             for one in checks.values()
         ]
         comparisons += [
-            _mean(f"cosine with the benign gradient, {kind}", tilt, "within", (-_TILT, _TILT)),
-            _mean(f"energy in the benign span over random, {kind}", energy, "below", _ENERGY),
+            _of_mean(f"cosine with the benign gradient, {kind}", tilt, "within", (-_TILT, _TILT)),
+            _of_mean(f"energy in the benign span over random, {kind}", energy, "below", _ENERGY),
         ]
         details[kind] = {
             "tilt": tilt,
@@ -117,20 +131,16 @@ def _falls(study: Study, change: str = "") -> Found:
         fallen = {b: np.array([x[b][0].estimate / x[1][0].estimate for x in ratios]) for b in sizes}
         off = {b: [x[b][0].estimate / x[b][1] for x in ratios] for b in sizes if b >= _LEAST}
         what, limit = f"c({_LARGEST}) over c(1), {kind}", (1 - _OFF, 1 + _OFF)
-        comparisons.append(_mean(what, fallen[_LARGEST], "below", _FALLEN))
-        comparisons += [_mean(f"c({b}) over its law, {kind}", off[b], "within", limit) for b in off]
+        comparisons.append(_of_mean(what, fallen[_LARGEST], "below", _FALLEN))
+        comparisons += [
+            _of_mean(f"c({b}) over its law, {kind}", off[b], "within", limit) for b in off
+        ]
         details[kind] = {
             "norm ratio": [x[1][0].estimate for x in ratios],
             "fallen": points(sizes, fallen.values()),
             "law": [float(np.mean([x[b][1] / x[1][1] for x in ratios])) for b in sizes],
         }
     return comparisons, details
-
-
-def _mean(what: str, values: Any, relation: str, limit: float | tuple[float, float]) -> Comparison:
-    """The mean over tables, held against a limit."""
-    measured = statistics.mean(values, false_positive_rate=RATE / 2)  # of up to a dozen
-    return Comparison(what=what, measured=measured, relation=relation, limit=limit)
 
 
 def _draw_angles(figure: Figure, details: Details) -> None:

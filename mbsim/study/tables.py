@@ -16,14 +16,13 @@ import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
+from mbsim._shared.arrays import Array, Integers
 from mbsim._shared.seeds import child
 from mbsim.errors import InvalidArgument, shown
 from mbsim.gradients.splits import Contamination, Split, split_of
 
 __all__ = ["CONTAMINATIONS", "load", "split", "tables"]
 
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 # Rows used of a table: half of them for training, a quarter for validation, a quarter for testing.
 _MOST_ROWS = 2000

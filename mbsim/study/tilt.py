@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mbsim import plots, statistics, theory
+from mbsim._shared.arrays import Array
 from mbsim.drifts.drift import drift
 from mbsim.methods import SGD, Method, MicroBatchClipping
 from mbsim.problems.draggers import Draggers
 from mbsim.problems.noise import Exponential, Gaussian, NoiseLaw
 from mbsim.problems.problem import Problem
 from mbsim.problems.setting import Setting
-from mbsim.study.claim import BATCH, RATE, Array, Claim, Details, Found, Study
+from mbsim.study.claim import BATCH, RATE, Claim, Details, Found, Study, of_mean
 from mbsim.study.floors import floor_points, floor_sq
 from mbsim.study.half_square import half_square
 from mbsim.verdicts import Comparison
@@ -74,11 +75,8 @@ def _stops_sgd(study: Study, against: float = 0.3) -> Found:
     for eta in (0.04, 0.01):
         problem = _problem(_GAUSSIAN, p, against, ratio)
         floors[eta] = _stops(study, problem, SGD(), eta, f"SGD {against} {eta}")
-        over = statistics.mean(floors[eta] / at**2, false_positive_rate=RATE)
         what = f"squared floor of SGD over the squared level, η = {eta:g}"
-        comparisons.append(
-            Comparison(what=what, measured=over, relation="within", limit=(0.97**2, 1.2**2))
-        )
+        comparisons.append(of_mean(what, floors[eta] / at**2, "within", (0.97**2, 1.2**2)))
     return comparisons, {"level": at, "floors": floor_points(floors)}
 
 
@@ -125,9 +123,8 @@ def _ends_lower(study: Study, against: float = 0.4, b: int = 1) -> Found:
         level = theory.tilted_level("clipping")
         values = _quantities(p, t, ratio) | {"micro_batch_size": 1}
         bound = float(level.evaluate(**level.picked(values)))
-        short = statistics.mean(found["clipping"] / bound**2, false_positive_rate=RATE)
         what = f"clipping's squared floor over its squared bound, c̄ = {ratio:g}"
-        comparisons.append(Comparison(what=what, measured=short, relation="below", limit=1.1**2))
+        comparisons.append(of_mean(what, found["clipping"] / bound**2, "below", 1.1**2))
         measured.append(over.estimate)
         bounds.append(bound)
     return comparisons, {"ratios": list(_RATIOS), "measured": measured, "bound": bounds}

@@ -11,16 +11,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
-from numpy.typing import NDArray
 
-from mbsim import plots, statistics, theory
+from mbsim import plots, theory
+from mbsim._shared.arrays import Array, Mask
 from mbsim._shared.files import replacing
 from mbsim._shared.seeds import child
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
@@ -30,16 +28,15 @@ from mbsim.gradients.splits import Split
 from mbsim.gradients.training import look_at
 from mbsim.methods import MicroBatchClipping
 from mbsim.study import tables
-from mbsim.study.claim import BATCH, RATE, Claim, Details, Found, Study
+from mbsim.study.claim import BATCH, Claim, Details, Found, Study, of_mean, verdicts_on
 from mbsim.study.stored import Record, stored
-from mbsim.verdicts import Comparison, Verdict
+from mbsim.verdicts import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["STALL", "SWEET_SPOT_ON_TABLES", "TILT_ON_TABLES", "Setting", "settled", "whole"]
 
-Array = NDArray[np.float64]
 
 # Step sizes that are small: four times larger or smaller ones stop within some percent of them.
 RULES: dict[str, tuple[Rule, float]] = {
@@ -129,11 +126,11 @@ class _Gradients:
         seen = look_at(weights, data.train_inputs, data.train_labels)
         self.residuals, self.norms = seen.signals.T, seen.norms
 
-    def mean(self, chosen: NDArray[np.bool_]) -> Array:
+    def mean(self, chosen: Mask) -> Array:
         found: Array = self.residuals[:, chosen] @ self.inputs[chosen] / chosen.sum()
         return found
 
-    def level(self, benign: NDArray[np.bool_]) -> float:
+    def level(self, benign: Mask) -> float:
         return float(np.linalg.norm(self.mean(benign)))
 
     def thresholds(self, rule: str, b: int, draw: Generator, steps: int = 128) -> Array:
@@ -146,7 +143,7 @@ class _Gradients:
             found.append(np.quantile(norms, level, method="lower"))
         return np.array(found)
 
-    def pull(self, draggers: NDArray[np.bool_]) -> dict[str, float]:
+    def pull(self, draggers: Mask) -> dict[str, float]:
         """p, t, c, γ, σ and skew of section 12, the level, and the mean cosine."""
         benign = self.mean(~draggers)
         r = float(np.linalg.norm(benign))
@@ -243,11 +240,6 @@ def _with(records: list[Record], *, many: bool, **wanted: Any) -> dict[str, Reco
     return found
 
 
-def _mean(what: str, values: Iterable[float], relation: str, limit: float) -> Comparison:
-    measured = statistics.mean(list(values), false_positive_rate=RATE)
-    return Comparison(what=what, measured=measured, relation=relation, limit=limit)
-
-
 def _last(record: Record) -> float:
     """The level of SGD."""
     return float(list(record["level"].values())[-1])
@@ -273,8 +265,8 @@ def _tilts(study: Study, who: str = "pull", records: list[Record] | None = None)
         less = [one[name]["cosine"] - wrong[name]["null"]["cosine"] for name in wrong]
         left = [math.log(one[name]["level"] / _last(clean[name])) for name in wrong]
         comparisons += [
-            _mean(f"cosine less that of random examples, {share}", less, "below", -0.05),
-            _mean(f"log of SGD's benign level over the clean one, {share}", left, "above", _HALF),
+            of_mean(f"cosine less that of random examples, {share}", less, "below", -0.05),
+            of_mean(f"log of SGD's benign level over the clean one, {share}", left, "above", _HALF),
         ]
         details[share] = {
             "tables": list(wrong),
@@ -332,11 +324,11 @@ def _sweet(
             return [max(math.log(one[b] / one[other]), _FARTHEST) for one in levels.values()]
 
         comparisons += [
-            _mean(f"log level at b = B over b = 1, clean, {rule}", logs(clean, last, 1), "below",
+            of_mean(f"log level at b = B over b = 1, clean, {rule}", logs(clean, last, 1), "below",
                   math.log(0.5)),
-            _mean(f"log level at b = {inside} over b = 1, {share}, {rule}",
+            of_mean(f"log level at b = {inside} over b = 1, {share}, {rule}",
                   logs(wrong, inside, 1), "below", 0.0),
-            _mean(f"log level at b = {inside} over b = B, {share}, {rule}",
+            of_mean(f"log level at b = {inside} over b = B, {share}, {rule}",
                   logs(wrong, inside, last), "below", 0.0),
         ]  # fmt: skip
         details[rule] = {
@@ -462,8 +454,8 @@ def _stalls(
             off.append(abs(record["stalled"][b] - said))
             rows.append([record["setting"][0], int(b), record["stalled"][b], said])
     comparisons = [
-        _mean("log10 of ρ over a benign norm, b = 1", short, "below", -2.0),
-        _mean("stalled steps, found less said", off, "below", 0.1),
+        of_mean("log10 of ρ over a benign norm, b = 1", short, "below", -2.0),
+        of_mean("stalled steps, found less said", off, "below", 0.1),
     ]
     return comparisons, {"log10 of ρ at b = 1": short, "stalled": rows}
 
@@ -520,12 +512,7 @@ def whole(
         names=[f"tilt, {one.table}, {one.contamination}, {one.rule}, {rng}" for one in settings],
         text="real tables",
     )
-    found: dict[str, Verdict] = {}
-    for claim in (TILT_ON_TABLES, SWEET_SPOT_ON_TABLES, STALL):
-        on_these = replace(claim, run=partial(claim.run, records=records))
-        found[claim.name] = on_these.verdict(study)
-        for name in claim.controls:
-            found[f"control of {claim.name}: {name}"] = on_these.verdict(study, control=name)
+    found = verdicts_on((TILT_ON_TABLES, SWEET_SPOT_ON_TABLES, STALL), study, records)
     details = found[SWEET_SPOT_ON_TABLES.name].to_dict()["details"]
     for name, content in plots.pictures("tilt_whole", _draw, {"": details}).items():
         with replacing(Path(folder, name), "out") as file:

@@ -11,21 +11,19 @@ import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from mbsim import plots, statistics
+from mbsim._shared.arrays import Array
 from mbsim._shared.files import replacing, writable_folder
 from mbsim._shared.processes import processors
 from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.study import tables
-from mbsim.study.claim import RATE, Claim, Details, Found, Study
+from mbsim.study.claim import RATE, Claim, Details, Found, Study, of_mean, verdicts_on
 from mbsim.study.pruning import SIZES, Setting, measured
 from mbsim.study.stored import Record, stored
 from mbsim.verdicts import Comparison, Verdict
@@ -44,7 +42,6 @@ __all__ = [
     "whole",
 ]
 
-Array = NDArray[np.float64]
 
 TABLES = (
     "phoneme", "pima", "australian", "ionosphere", "sonar", "heart", "wine", "saheart", "magic",
@@ -57,6 +54,12 @@ _PART = ("wine", "heart", "ionosphere", "wdbc", "australian", "pima", "saheart",
 _NETWORKS = ("satimage", "segment", "wdbc", "spambase", "vehicle", "phoneme")
 _FEW = 2  # splits of networks and of what is contaminated where it is held out
 CLEAN, TENTH, QUARTER = "clean", "10 % wrong labels", "25 % wrong labels"
+# Of three of the claims.
+_CONTROLS = {
+    "clean data": {"clean": True},
+    "labels of b shuffled": {"shuffled": True},
+    "held-out data contaminated": {"held_out": True},
+}
 NOISY = {TENTH: 4, QUARTER: 2}  # and the b fixed for each
 _RATES = {CLEAN: 0.0, TENTH: 0.1, QUARTER: 0.25}
 _LEAST_GAIN = 0.02  # of one split, for a share of the oracle's gain: of SGD's loss
@@ -181,14 +184,8 @@ def _helps(
         found = _by_table(records, CLEAN if clean else noise, held_out=held_out)
         labels = _labels(found, shuffled, draw)
         logs = _over_sgd(found, b, "loss", labels)
-        comparisons.append(
-            Comparison(
-                what=f"mean log of SGD's held-out loss over that at b = {b}, {noise}",
-                measured=statistics.mean(list(logs.values()), false_positive_rate=RATE),
-                relation="above",
-                limit=0.0,
-            )
-        )
+        what = f"mean log of SGD's held-out loss over that at b = {b}, {noise}"
+        comparisons.append(of_mean(what, list(logs.values()), "above", 0.0))
         details[noise] = {
             "b": b,
             "tables": list(found),
@@ -211,11 +208,7 @@ TRAINING_HELPS = Claim(
     ),
     source="ours, by trials; the pattern is predicted on the theory page, section 12",
     run=_helps,
-    controls={
-        "clean data": {"clean": True},
-        "labels of b shuffled": {"shuffled": True},
-        "held-out data contaminated": {"held_out": True},
-    },
+    controls=_CONTROLS,
     seconds=18,
 )
 
@@ -242,14 +235,7 @@ def _falls(
     for less, more in ((CLEAN, TENTH), (TENTH, QUARTER)):
         both = [name for name in best[less] if name in best[more]]
         falls = [math.log2(best[less][name] / best[more][name]) for name in both]
-        comparisons.append(
-            Comparison(
-                what=f"log2 of the best b, {less} over {more}",
-                measured=statistics.mean(falls, false_positive_rate=RATE),
-                relation="above",
-                limit=0.0,
-            )
-        )
+        comparisons.append(of_mean(f"log2 of the best b, {less} over {more}", falls, "above", 0.0))
     plain = {noise: list(found.values()) for noise, found in best.items()}
     details: dict[str, Any] = {"softmax": {"tables": list(best[CLEAN]), "best": plain}}
     for model in ("tanh network", "tanh network, Adam"):
@@ -294,11 +280,7 @@ BEST_B_FALLS = Claim(
     ),
     source="ours, by trials; predicted on the theory page, section 12.5",
     run=_falls,
-    controls={
-        "clean data": {"clean": True},
-        "labels of b shuffled": {"shuffled": True},
-        "held-out data contaminated": {"held_out": True},
-    },
+    controls=_CONTROLS,
     figure="best_b",
     draw=_draw_best,
     seconds=1,
@@ -413,11 +395,7 @@ PRUNING_SHARE = Claim(
     ),
     source="ours, by trials",
     run=_recovers,
-    controls={
-        "clean data": {"clean": True},
-        "labels of b shuffled": {"shuffled": True},
-        "held-out data contaminated": {"held_out": True},
-    },
+    controls=_CONTROLS,
     figure="oracle_share",
     draw=_draw_shares,
     seconds=1,
@@ -456,14 +434,7 @@ def _find(
             (f"area under the ROC curve of the weight at b = {b}, {noise}", by_score[mine], 0.7),
             (f"that less GraNd's, {noise}", less, -0.05),
         ):
-            comparisons.append(
-                Comparison(
-                    what=what,
-                    measured=statistics.mean(values, false_positive_rate=RATE),
-                    relation="above",
-                    limit=limit,
-                )
-            )
+            comparisons.append(of_mean(what, values, "above", limit))
         details[noise] = {"tables": list(found), "auc": by_score}
     every = {kind: _by_table(records, kind) for kind in tables.CONTAMINATIONS}
     details["means"] = {
@@ -507,12 +478,12 @@ def whole(
 ) -> dict[str, Verdict]:
     """The claims on all tables, contaminations and ways; begun again where it was cut off.
 
-    Every finished setting is a file of its own in `folder`, and is not done again. Beside them:
-    ``training.csv``, the means over splits of every way, ``training.md``, their medians over
+    Every finished setting is kept in ``study.sqlite`` in `folder`, and is not done again. Beside
+    it: ``training.csv``, the means over splits of every way, ``training.md``, their medians over
     tables, and the figures ``best_b_whole`` and ``oracle_share_whole``.
 
     Args:
-        folder: where the settings' files are, made if it is not there.
+        folder: where the store is, made if it is not there.
         rng: the seed.
         only: the tables; all 19 if None.
         splits: of every table; of networks two at most.
@@ -522,8 +493,8 @@ def whole(
         Verdicts by claim, and of the controls.
 
     Raises:
-        InvalidArgument: for no folder, tables that do not exist, fewer than two of them, and a file
-            of another study.
+        InvalidArgument: for no folder, tables that do not exist, fewer than two of them, and a
+            store that cannot be used.
     """
     study, place = Study(rng=rng), writable_folder(folder, "out")
     names = TABLES if only is None else tuple(only)
@@ -538,21 +509,18 @@ def whole(
         settings,
         measured,
         study.seed("pruning"),
-        names=[_name(setting, rng) for setting in settings],
+        names=[
+            f"training, {one.table}, {one.contamination}, {one.model}, {rng}" for one in settings
+        ],
         workers=processors() if workers is None else workers,
         text="real tables",
     )
     records = [_with_tuned(record) for record in records]
-    found: dict[str, Verdict] = {}
+    found = verdicts_on(_CLAIMS, study, records)
     lines = _as_csv(records)
     files = {"training.csv": lines.encode()}
     files["training.md"] = as_markdown(csv.DictReader(io.StringIO(lines))).encode()
     for claim in _CLAIMS:
-        on_these = replace(claim, run=partial(claim.run, records=records))
-        found[claim.name] = on_these.verdict(study)
-        for control in claim.controls:
-            verdict = on_these.verdict(study, control=control)
-            found[f"control of {claim.name}: {control}"] = verdict
         if claim.draw:
             details = found[claim.name].to_dict()["details"]
             files |= plots.pictures(f"{claim.figure}_whole", claim.draw, {"": details})
@@ -584,12 +552,6 @@ def _settings(names: Sequence[str], splits: int) -> list[Setting]:
         for table in names
         for contamination in NOISY
     ]
-
-
-def _name(setting: Setting, rng: int) -> str:
-    words = (setting.table, setting.contamination, setting.model, str(setting.split), str(rng))
-    held = "-held" if setting.held_out else ""
-    return "-".join("".join(c for c in word if c.isalnum() or c in "-") for word in words) + held
 
 
 def _as_csv(records: list[Record]) -> str:

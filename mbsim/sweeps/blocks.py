@@ -16,9 +16,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from mbsim import statistics
+from mbsim._shared.arrays import Array, Integers
 from mbsim._shared.values import value
 from mbsim.problems.lengths import unit_of
 from mbsim.simulation.run import Run
@@ -26,7 +27,6 @@ from mbsim.sweeps.grid import BLOCK, Grid
 
 __all__ = ["QUANTILES", "Block", "Summary"]
 
-Array = NDArray[np.float64]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # Of all looks at one number of a cell together.
@@ -52,11 +52,11 @@ class Block(NamedTuple):
     diverged: int
     stalled: int
     provenance: str
-    steps: NDArray[np.int64]
+    steps: Integers
     mean: Array
     deviation: Array
-    bins: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    bins: Integers
+    counts: Integers
 
 
 # A bin is the numbers whose sign, exponent and first 6 bits after the point are the same: within
@@ -103,7 +103,7 @@ class Summary:
     replicates: int
     diverged: int
     stalled: int
-    steps: NDArray[np.int64]
+    steps: Integers
     mean: Array
     error: Array
     quantiles: Array
@@ -132,7 +132,7 @@ def together(blocks: Sequence[Block]) -> Summary:
     )
 
 
-def _middles(bins: NDArray[np.int64]) -> Array:
+def _middles(bins: Integers) -> Array:
     """The middle of each bin; 0 for that of 0, and infinity for that of infinity."""
     ends = np.stack([bins, bins + 1]) << _CUT
     ends = np.where(ends < 0, ends ^ np.int64(2**63 - 1), ends).view(np.float64)
