@@ -27,43 +27,11 @@ from statistics import median
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from mbsim.study.torch_memory import WAYS, gradient_bytes, network, peak_bytes, per_example
+from mbsim.study.torch_training import Transformer
 
 B = 64
-
-
-class Block(nn.Module):
-    """Attention and a network, each after a layer norm."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.norm, self.qkv, self.out = nn.LayerNorm(d), nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.feed = nn.Sequential(
-            nn.LayerNorm(d), nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        parts = self.qkv(self.norm(x)).chunk(3, dim=-1)
-        q, k, v = (t.unflatten(-1, (4, -1)).transpose(1, 2) for t in parts)
-        seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(seen.transpose(1, 2).flatten(2))
-        return x + self.feed(x)
-
-
-class Transformer(nn.Module):
-    """Of 64 words, three blocks, and the next word at each of 48 places."""
-
-    def __init__(self, d: int = 128) -> None:
-        super().__init__()
-        self.words, self.places = nn.Embedding(64, d), nn.Embedding(48, d)
-        self.blocks = nn.Sequential(*[Block(d) for _ in range(3)])
-        self.head = nn.Linear(d, 64)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        places = torch.arange(x.shape[1]).repeat(len(x), 1)
-        return self.head(self.blocks(self.words(x) + self.places(places)))
 
 
 def convolutions() -> nn.Module:
@@ -78,7 +46,7 @@ def convolutions() -> nn.Module:
 MODELS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, torch.Tensor]]] = {
     "network": lambda: (network(), torch.randn(B, 784), torch.randint(10, (B,))),
     "transformer": lambda: (
-        Transformer(), torch.randint(64, (B, 48)), torch.randint(64, (B, 48)),
+        Transformer(64, 48, 128, 4, 3), torch.randint(64, (B, 48)), torch.randint(64, (B, 48)),
     ),
     "conv net": lambda: (convolutions(), torch.randn(B, 3, 32, 32), torch.randint(10, (B,))),
 }  # fmt: skip

@@ -169,7 +169,7 @@ def train(
     runs = []
     with one_blas_thread(), progress(orders * step_size.size, f"training, {method}") as bar:
         for order in range(orders):
-            batches = _mini_batches(len(data.train_labels), batch_size, steps, seed, order)
+            batches = mini_batches(len(data.train_labels), batch_size, steps, seed, order)
             start = np.random.default_rng(child(seed, "start", order))
             inner = start.standard_normal((model.hidden, model.dim)) / np.sqrt(model.dim)
             for eta in step_size.ravel():
@@ -389,7 +389,7 @@ def _records(every: int | Sequence[int], steps: int) -> list[int]:
     return sorted({*listed, steps})
 
 
-def _mini_batches(
+def mini_batches(
     examples: int, batch_size: int, steps: int, seed: SeedSequence, order: int
 ) -> Integers:
     """The rows of one mini-batch after another, ``[steps, B]``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +19,7 @@ from mbsim._shared.values import value
 from mbsim.clipping import Rule, SmallestNorm, check_rule_argument
 from mbsim.errors import InvalidArgument, check_divides, shown
 from mbsim.gradients.splits import Split
-from mbsim.gradients.training import Training, train
+from mbsim.gradients.training import train
 from mbsim.methods import Method, MicroBatchClipping
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def tuned(
     steps: int,
     start: float = 1.0,
     rng: int | SeedSequence,
+    train: Callable[..., Any] = train,
     **options: Any,
 ) -> Tuned:
     """Train with the step size and the stopping time tuned on the validation examples.
@@ -73,7 +74,8 @@ def tuned(
         steps: the most steps; there are 15 records.
         start: a step size to begin at.
         rng: seed or SeedSequence.
-        **options: others of :func:`train`.
+        train: what trains, :func:`mbsim.gradients.training.train` or its like elsewhere.
+        **options: others of it.
 
     >>> import mbsim
     >>> from mbsim.gradients.splits import split_of
@@ -84,7 +86,7 @@ def tuned(
     (True, True)
     """
     every = max(1, steps // _RECORDS)
-    tried: dict[int, Training] = {}
+    tried: dict[int, Any] = {}
 
     def loss(k: int) -> float:
         if k not in tried:
@@ -114,7 +116,7 @@ def tuned(
     )
 
 
-def _at(run: Training, record: int) -> tuple[float, float, float]:
+def _at(run: Any, record: int) -> tuple[float, float, float]:
     found = (run.validation_loss, run.test_loss, run.test_accuracy)
     one, two, three = (float(values[0, record]) for values in found)
     return one, two, three

@@ -30,21 +30,16 @@ def _peaks(study: Study) -> dict[str, list[float]]:
     import torch
 
     from mbsim.study import torch_memory as counted
+    from mbsim.study.torch_training import one_thread
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # claims run in processes of their own
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(study.rng)
-            model = counted.network(_HIDDEN)
-            x, y = torch.randn(BATCH, 784), torch.randint(10, (BATCH,))
+    with one_thread(study.rng):  # claims run in processes of their own
+        model = counted.network(_HIDDEN)
+        x, y = torch.randn(BATCH, 784), torch.randint(10, (BATCH,))
         one = counted.gradient_bytes(model)
         return {
             name: [counted.peak_bytes(counted.WAYS[name], model, x, y, b) / one for b in _SIZES]
             for name in ("plain", *_SHOWN)
         }
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _memory(study: Study, way: str = "clipper") -> Found:

@@ -29,7 +29,7 @@ from mbsim.gradients.training import look_at, train
 from mbsim.gradients.tuned import Tuned, tuned
 from mbsim.gradients.weights import example_weights
 from mbsim.methods import SGD, MicroBatchClipping
-from mbsim.study import tables
+from mbsim.study import tables, text
 from mbsim.study.claim import BATCH
 from mbsim.study.stored import Record
 
@@ -38,12 +38,19 @@ __all__ = ["MODELS", "WAYS", "MeanNorm", "PerSampleNorm", "Setting", "Way", "mea
 
 SIZES = divisors(BATCH)
 STEPS = 300
-# Options of `train` that make the models of the study.
-MODELS: dict[str, dict[str, Any]] = {
-    "softmax": {},
-    "tanh network": {"hidden": 64},
-    "tanh network, Adam": {"hidden": 64, "adam": True},
+# Options of what trains that make the models of the study, and the step size to begin at. Those
+# with an optimizer are PyTorch's.
+MODELS: dict[str, tuple[dict[str, Any], float]] = {
+    "softmax": ({}, 1.0),
+    "tanh network": ({"hidden": 64}, 1.0),
+    "tanh network, Adam": ({"hidden": 64, "adam": True}, 1.0),
+    "tanh network, momentum": ({"optimizer": "momentum"}, 0.125),
+    "tanh network, AdamW": ({"optimizer": "AdamW"}, 2.0**-7),
+    "transformer": ({"optimizer": "SGD"}, 1.0),
+    "transformer, momentum": ({"optimizer": "momentum"}, 0.125),
+    "transformer, AdamW": ({"optimizer": "AdamW"}, 2.0**-7),
 }
+TEXT = "text"  # the name that windows of text have among the tables
 # Where scores are taken: after so many steps of SGD with a step size, in so many orders.
 _EARLY, _EARLY_STEP, _ORDERS = 60, 0.25, 3
 _PARTITIONS = 30
@@ -168,9 +175,10 @@ class Setting(NamedTuple):
     """One split of one contaminated table, and a model.
 
     Attributes:
-        table, contamination: of :mod:`mbsim.study.tables`.
+        table: of :mod:`mbsim.study.tables`, or "text": that of :mod:`mbsim.study.text`.
+        contamination: one of ``CONTAMINATIONS``.
         split: its number.
-        model: one of ``MODELS``.
+        model: one of ``MODELS``; of text a transformer, of tables no transformer.
         ways: one of ``WAYS``.
         held_out: whether what is held out is contaminated too: a control.
     """
@@ -198,8 +206,8 @@ def measured(setting: Setting, rng: SeedSequence) -> Record:
         InvalidArgument: if the table has a single class.
     """
     seed = child(rng, "split", setting.split)
-    data = tables.split(setting.table, setting.contamination, rng=seed, held_out=setting.held_out)
-    softmax = setting.model == "softmax"
+    data = _data(setting, seed)
+    options, start = MODELS[setting.model]
     best: dict[str, Tuned] = {}
     ends: dict[str, tuple[float, float, float]] = {}
     scores: dict[str, Array] = {}
@@ -213,9 +221,10 @@ def measured(setting: Setting, rng: SeedSequence) -> Record:
             kept,
             MicroBatchClipping(way.size, rule=way.rule),
             steps=STEPS,
-            start=best[way.name if way.name in best else "SGD"].step_size if best else 1.0,
+            start=best[way.name if way.name in best else "SGD"].step_size if best else start,
             rng=seed,
-            **MODELS[setting.model],
+            train=_train_in_torch if "optimizer" in options else train,
+            **options,
             **dict(way.options),
         )
         ends[way.name] = min(ends.get(way.name, one.end), one.end)
@@ -223,10 +232,24 @@ def measured(setting: Setting, rng: SeedSequence) -> Record:
             best[way.name] = one
     target = best["SGD"].test_loss
     record: Record = {name: _plain(one, ends[name], target) for name, one in best.items()}
-    if softmax and not setting.held_out:
+    if setting.model == "softmax" and not setting.held_out:
         scores = scores or _scores(data, seed)
         record["auc"] = _areas(setting, data, scores, seed)
     return record
+
+
+def _data(setting: Setting, seed: SeedSequence) -> Any:
+    """A split of a table, or windows of text."""
+    if setting.table == TEXT:
+        what = tables.CONTAMINATIONS[setting.contamination]
+        return text.windows(what, rng=seed, held_out=setting.held_out)
+    return tables.split(setting.table, setting.contamination, rng=seed, held_out=setting.held_out)
+
+
+def _train_in_torch(*arguments: Any, **options: Any) -> Any:
+    from mbsim.study import torch_training  # late: an extra brings it
+
+    return torch_training.train(*arguments, **options)
 
 
 def _areas(setting: Setting, data: Split, scores: dict[str, Array], seed: SeedSequence) -> Record:
@@ -260,7 +283,7 @@ def _plain(one: Tuned, end: tuple[float, float, float], target: float) -> dict[s
     }
 
 
-def _kept(data: Split, leave_out: tuple[str, float] | None, scores: dict[str, Array]) -> Split:
+def _kept(data: Any, leave_out: tuple[str, float] | None, scores: dict[str, Array]) -> Any:
     if leave_out is None:
         return data
     name, share = leave_out

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from numpy.random import Generator
 
 from mbsim import plots, statistics
 from mbsim._shared.arrays import Array
+from mbsim._shared.extras import needed
 from mbsim._shared.files import replacing, writable_folder
 from mbsim._shared.processes import processors
 from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.study import tables
 from mbsim.study.claim import RATE, Claim, Details, Found, Study, of_mean, verdicts_on
-from mbsim.study.pruning import SIZES, Setting, measured
+from mbsim.study.pruning import MODELS, SIZES, TEXT, Setting, measured
 from mbsim.study.stored import Record, stored
 from mbsim.verdicts import Comparison, Verdict
 
@@ -52,7 +54,8 @@ TABLES = (
 _PART = ("wine", "heart", "ionosphere", "wdbc", "australian", "pima", "saheart", "mammographic",
          "phoneme", "vehicle", "segment", "magic")  # fmt: skip
 _NETWORKS = ("satimage", "segment", "wdbc", "spambase", "vehicle", "phoneme")
-_FEW = 2  # splits of networks and of what is contaminated where it is held out
+_FEW = 2  # splits of what is contaminated where it is held out
+_TORCH = find_spec("torch") is not None
 CLEAN, TENTH, QUARTER = "clean", "10 % wrong labels", "25 % wrong labels"
 # Of three of the claims.
 _CONTROLS = {
@@ -485,8 +488,9 @@ def whole(
     Args:
         folder: where the store is, made if it is not there.
         rng: the seed.
-        only: the tables; all 19 if None.
-        splits: of every table; of networks two at most.
+        only: the tables, and "text", which needs PyTorch; None for all 19, and for text and the
+            optimizers of PyTorch where it is installed.
+        splits: of every table.
         workers: how many processes; as many as there are processors if None.
 
     Returns:
@@ -497,12 +501,15 @@ def whole(
             store that cannot be used.
     """
     study, place = Study(rng=rng), writable_folder(folder, "out")
-    names = TABLES if only is None else tuple(only)
-    if len(names) < 2:
+    names = (*TABLES, *([TEXT] if _TORCH else [])) if only is None else tuple(only)
+    if len({*names} - {TEXT}) < 2:
         raise InvalidArgument(f"only={shown(list(names))} must name at least two tables")
     for name in names:
-        if name not in (known := tables.tables()):
+        if name not in (known := [*tables.tables(), TEXT]):
             raise InvalidArgument(f"only={shown(name)} must be one of {', '.join(known)}")
+    if TEXT in names:
+        with needed(f"only={shown(TEXT)}", "PyTorch", extra="torch", name="torch"):
+            import torch  # noqa: F401
     settings = _settings(names, check_integer("splits", splits, minimum=1))
     records = stored(
         place,
@@ -535,22 +542,32 @@ def _settings(names: Sequence[str], splits: int) -> list[Setting]:
         Setting(table, contamination, split)
         for split in range(splits)
         for table in names
+        if table != TEXT
         for contamination in tables.CONTAMINATIONS
     ]
-    few = range(min(splits, _FEW))
     found += [
         Setting(table, contamination, split, model, "smallest")
-        for split in few
+        for split in range(splits)
         for table in names
-        if table in _NETWORKS
-        for contamination in _RATES
-        for model in ("tanh network", "tanh network, Adam")
+        for contamination in (tables.CONTAMINATIONS if table == TEXT else _RATES)
+        for model in _models(table)
     ]
     return found + [
         Setting(table, contamination, split, ways="smallest", held_out=True)
-        for split in few
+        for split in range(min(splits, _FEW))
         for table in names
+        if table != TEXT
         for contamination in NOISY
+    ]
+
+
+def _models(table: str) -> list[str]:
+    """The models tried on a table beside softmax regression; PyTorch's if it is there."""
+    kind = "transformer" if table == TEXT else "tanh network" if table in _NETWORKS else None
+    return [
+        model
+        for model, (options, _) in MODELS.items()
+        if model.split(",")[0] == kind and (_TORCH or "optimizer" not in options)
     ]
 
 

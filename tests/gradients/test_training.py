@@ -120,7 +120,7 @@ def test_training_is_a_plain_loop_over_mini_batches(data, size, compiled):
     run = train(
         data, method, step_size=[1.0, 2.0], steps=20, batch_size=32, decay=0.01, orders=2, rng=3
     )
-    order = training._mini_batches(986, 32, 20, np.random.SeedSequence(3), 1)
+    order = training.mini_batches(986, 32, 20, np.random.SeedSequence(3), 1)
     weights = np.zeros((10, 65))
     for batch in order:
         gradients = per_example_gradients(
@@ -142,7 +142,7 @@ def test_a_network_trains_as_one_with_explicit_gradients(data, size, adam):
     start = np.random.default_rng(training.child(np.random.SeedSequence(5), "start", 0))
     inner, outer = start.standard_normal((16, 65)) / np.sqrt(65), np.zeros((10, 17))
     mean = square = np.zeros(16 * 65 + 10 * 17)
-    for step, batch in enumerate(training._mini_batches(96, 16, 8, np.random.SeedSequence(5), 0)):
+    for step, batch in enumerate(training.mini_batches(96, 16, 8, np.random.SeedSequence(5), 0)):
         gradients = []
         for x, y in zip(small.train_inputs[batch], small.train_labels[batch], strict=True):
             a = np.append(np.tanh(inner @ x), 1.0)
@@ -191,7 +191,7 @@ def test_losses_and_medians_take_the_place_of_norms(data):
             small, method, step_size=0.5, steps=steps, batch_size=64, rng=0, **options
         ).weights[0]
 
-    batches = training._mini_batches(64, 64, 2, np.random.SeedSequence(0), 0)
+    batches = training.mini_batches(64, 64, 2, np.random.SeedSequence(0), 0)
     explicit = [
         per_example_gradients(w, small.train_inputs[b], small.train_labels[b])
         for w, b in zip((np.zeros((10, 65)), weights(1)), batches, strict=True)
@@ -306,7 +306,7 @@ def test_matrix_products_run_on_one_thread(data):
 
 
 def test_a_mini_batch_order_uses_each_example_at_most_once_an_epoch():
-    orders = [training._mini_batches(50, 16, 7, np.random.SeedSequence(0), i) for i in (0, 1)]
+    orders = [training.mini_batches(50, 16, 7, np.random.SeedSequence(0), i) for i in (0, 1)]
     epochs = [np.concatenate(orders[0][start : start + 3]) for start in (0, 3)]
     for epoch in epochs:
         assert len(set(epoch.tolist())) == 48
