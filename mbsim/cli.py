@@ -398,9 +398,9 @@ def study(
 
         verdicts = whole(folder, rng=seed, only=only)
     elif what == "training":
-        from mbsim.study.worth import whole as worth
+        from mbsim.study.trained_tables import whole as trained
 
-        verdicts = worth(folder, rng=seed, only=only, splits=splits)
+        verdicts = trained(folder, rng=seed, only=only, splits=splits)
     else:
         raise InvalidArgument(f"study={what!r} must be tilt or training")
     _draw(next(iter(verdicts.values())), plot)

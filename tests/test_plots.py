@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 import mbsim
 from mbsim import plots, statistics
+from mbsim.gradients.splits import split_of
+from mbsim.gradients.training import train
 from mbsim.gradients.tuned import BySize
 from mbsim.theory import sgd_bound, table1
 from mbsim.verdicts import Comparison, Verdict
@@ -254,6 +256,26 @@ def test_accuracy_by_size_has_its_interval_over_splits(ax):
     held = statistics.mean([0.7, 0.8, 0.9], false_positive_rate=0.01)
     segments = ax.collections[0].get_segments()
     np.testing.assert_allclose(segments[0][:, 1], (held.low, held.high))
+
+
+def test_a_training_is_a_line_for_each_step_size_with_its_interval_over_orders(ax):
+    x = np.random.default_rng(0).standard_normal((300, 4))
+    data = split_of(x, x[:, 0] > 0, np.split(np.arange(300), [200, 250]))
+    given = {"steps": 20, "record_every": 10, "rng": 0}
+    run = train(data, mbsim.SGD(), step_size=[0.5, 1e7], orders=3, **given)
+    assert run.plot(ax) is ax
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), run.test_loss[:, 0].mean(axis=0))
+    held = statistics.mean(run.test_loss[:, 0, 1], false_positive_rate=0.01)
+    ends = ax.collections[0].get_segments()[1][:, 1]
+    np.testing.assert_allclose(ends, (held.low, held.high))
+    assert "step size 0.5" in names(ax)[0]
+    with pytest.raises(mbsim.InvalidArgument, match="quantity='loss' must be one of"):
+        run.plot(ax, quantity="loss")
+    one = Figure().subplots()
+    train(data, mbsim.SGD(), step_size=0.5, **given).plot(one, quantity="test_accuracy")
+    assert not one.collections
+    assert names(one) == ["SGD"]
+    assert "no interval" in one.get_ylabel()
 
 
 def test_names_do_not_overlap_and_many_become_a_legend(ax):

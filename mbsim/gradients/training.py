@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
 from numpy.typing import ArrayLike
 
+from mbsim import plots, statistics
 from mbsim._shared.arrays import Array, Integers, Mask, one_blas_thread
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import child, seed_sequence
@@ -35,7 +36,9 @@ from mbsim.methods import Method, check_method
 from mbsim.simulation.run import DIVERGED
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.axes import Axes
+
+_RECORDED = ("validation_accuracy", "validation_loss", "test_accuracy", "test_loss")
 
 __all__ = ["Seen", "Training", "look_at", "per_example_gradients", "train"]
 
@@ -76,6 +79,38 @@ class Training:
     def diverged(self) -> Mask:
         """Bool ``[S, *C]``: which trainings diverged."""
         return self.diverged_at >= 0
+
+    def plot(self, ax: Axes | None = None, *, quantity: str = "test_loss", **style: Any) -> Axes:
+        """The mean over orders against the step, a line for each step size; 99 % intervals.
+
+        Args:
+            ax: where to draw; a new figure unless told.
+            quantity: "validation_accuracy", "validation_loss", "test_accuracy" or "test_loss".
+            **style: properties of the lines, such as ``color`` or ``label``.
+
+        Raises:
+            InvalidArgument: for another quantity.
+        """
+        if quantity not in _RECORDED:
+            raise InvalidArgument(
+                f"quantity={shown(quantity)} must be one of {', '.join(_RECORDED)}"
+            )
+        orders, records = len(self.weights), self.steps.size
+        values = getattr(self, quantity).reshape(orders, -1, records)
+        sure = f"mean of {orders} orders, 99 % interval" if orders > 1 else "one order, no interval"
+        with plots.on(ax) as axes:
+            for eta, rows in zip(self.step_size.ravel(), values.swapaxes(0, 1), strict=True):
+                mean, interval = rows.mean(axis=0), None
+                if orders > 1:
+                    reach = statistics.t_quantile(orders - 1, 0.005) * rows.std(axis=0, ddof=1)
+                    interval = mean - reach / orders**0.5, mean + reach / orders**0.5
+                name = str(self.method)
+                name += f", step size {eta:g}" if self.step_size.size > 1 else ""
+                name += ", diverged" if np.isnan(mean).any() else ""
+                plots.curve(axes, self.steps, mean, interval, **{"label": name, **style})
+            axes.set(xlabel="step t", ylabel=f"{quantity.replace('_', ' ')}\n{sure}")
+            plots.name_lines(axes)
+        return axes
 
     def __repr__(self) -> str:
         return (

@@ -1,4 +1,4 @@
-"""What pruning by clipping is worth where people train: claims on real tables; the whole study.
+"""What pruning by clipping is worth where people train: claims on real tables.
 
 Tables are the unit: of each the mean over its splits. b was fixed beforehand, by trials, at 4 where
 a tenth of the labels is wrong and at 2 where a quarter is: about 0.5/p.
@@ -6,13 +6,8 @@ a tenth of the labels is wrong and at 2 where a quarter is: about 0.5/p.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
-from importlib.util import find_spec
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,15 +15,11 @@ from numpy.random import Generator
 
 from mbsim import plots, statistics
 from mbsim._shared.arrays import Array
-from mbsim._shared.extras import needed
-from mbsim._shared.files import replacing, writable_folder
-from mbsim._shared.processes import processors
-from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.study import tables
-from mbsim.study.claim import RATE, Claim, Details, Found, Study, of_mean, verdicts_on
-from mbsim.study.pruning import MODELS, SIZES, TEXT, Setting, measured
-from mbsim.study.stored import Record, stored
-from mbsim.verdicts import Comparison, Verdict
+from mbsim.study.claim import RATE, Claim, Details, Found, Study, of_mean
+from mbsim.study.pruning import MODELS, SIZES, Setting, measured
+from mbsim.study.stored import Record
+from mbsim.verdicts import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,26 +27,17 @@ if TYPE_CHECKING:
 __all__ = [
     "BEST_B_FALLS",
     "PRUNING_SHARE",
-    "TABLES",
     "TRAINING_HELPS",
     "WEIGHTS_FIND",
-    "as_markdown",
-    "stored_table",
-    "whole",
+    "share_of",
+    "way_of",
+    "with_tuned",
 ]
 
 
-TABLES = (
-    "phoneme", "pima", "australian", "ionosphere", "sonar", "heart", "wine", "saheart", "magic",
-    "penbased", "vowel", "digits", "german", "mammographic", "segment", "spambase", "satimage",
-    "vehicle", "wdbc",
-)  # fmt: skip
 # Those that train quickest: what `reproduce` looks at, one split of each.
 _PART = ("wine", "heart", "ionosphere", "wdbc", "australian", "pima", "saheart", "mammographic",
          "phoneme", "vehicle", "segment", "magic")  # fmt: skip
-_NETWORKS = ("satimage", "segment", "wdbc", "spambase", "vehicle", "phoneme")
-_FEW = 2  # splits of what is contaminated where it is held out
-_TORCH = find_spec("torch") is not None
 CLEAN, TENTH, QUARTER = "clean", "10 % wrong labels", "25 % wrong labels"
 # Of three of the claims.
 _CONTROLS = {
@@ -64,9 +46,8 @@ _CONTROLS = {
     "held-out data contaminated": {"held_out": True},
 }
 NOISY = {TENTH: 4, QUARTER: 2}  # and the b fixed for each
-_RATES = {CLEAN: 0.0, TENTH: 0.1, QUARTER: 0.25}
+RATES = {CLEAN: 0.0, TENTH: 0.1, QUARTER: 0.25}
 _LEAST_GAIN = 0.02  # of one split, for a share of the oracle's gain: of SGD's loss
-_COLUMNS = ("loss", "accuracy", "end_loss", "end_accuracy", "steps_to_sgd")
 
 
 # ------------------------------------------------------------------------------ what is measured
@@ -77,7 +58,7 @@ def _part(study: Study) -> list[Record]:
     settings = [
         Setting(table, contamination, ways="smallest", held_out=held_out)
         for table in _PART[: 3 if study.quick else None]
-        for contamination in _RATES
+        for contamination in RATES
         for held_out in (False, True)
         if contamination != CLEAN or not held_out
     ]
@@ -100,7 +81,7 @@ def _by_table(
     return found
 
 
-def _with_tuned(record: Record) -> Record:
+def with_tuned(record: Record) -> Record:
     """A record with ways more: b, or whether to clip at all, chosen by the validation loss too."""
     if "median norm, b = 1" not in record:
         return record
@@ -124,7 +105,8 @@ def _mean(splits: list[Record], way: str, what: str = "loss") -> float:
     return float(np.mean([record[way][what] for record in splits]))
 
 
-def _way(b: int) -> str:
+def way_of(b: int) -> str:
+    """The name of the smallest norm at b."""
     return f"smallest norm, b = {b}" if b != SIZES[-1] else "SGD"
 
 
@@ -134,13 +116,13 @@ def _over_sgd(
     """By table, log of SGD's mean loss over that at b, or at what has its label."""
     return {
         table: math.log(
-            _mean(splits, "SGD", what) / _mean(splits, _way(_as(labels, table, b)), what)
+            _mean(splits, "SGD", what) / _mean(splits, way_of(_as(labels, table, b)), what)
         )
         for table, splits in found.items()
     }
 
 
-def _share(splits: list[Record], way: str, what: str = "loss") -> float | None:
+def share_of(splits: list[Record], way: str, what: str = "loss") -> float | None:
     """The share of the oracle's gain; None where that is within noise of 0."""
     gains = np.array([r["SGD"][what] - r["oracle"][what] for r in splits])
     if len(gains) > 2:
@@ -154,7 +136,7 @@ def _share(splits: list[Record], way: str, what: str = "loss") -> float | None:
 
 def _best(splits: list[Record], what: str = "loss") -> int:
     """The b whose mean held-out loss is least."""
-    return min(SIZES, key=lambda b: _mean(splits, _way(b), what))
+    return min(SIZES, key=lambda b: _mean(splits, way_of(b), what))
 
 
 def _labels(names: Iterable[str], shuffled: bool, draw: Generator) -> dict[str, Array]:
@@ -195,7 +177,7 @@ def _helps(
             "log of SGD over it": list(logs.values()),
             "without early stopping": list(_over_sgd(found, b, "end_loss", labels).values()),
             "accuracy gained": [
-                _mean(splits, _way(_as(labels, table, b)), "accuracy")
+                _mean(splits, way_of(_as(labels, table, b)), "accuracy")
                 - _mean(splits, "SGD", "accuracy")
                 for table, splits in found.items()
             ],
@@ -230,7 +212,7 @@ def _falls(
     records = study.once(_part) if records is None else records
     draw = np.random.default_rng(study.seed("labels of b, noise"))
     best: dict[str, dict[str, int]] = {}
-    for noise in _RATES:
+    for noise in RATES:
         found = _by_table(records, CLEAN if clean else noise, held_out=held_out and noise != CLEAN)
         labels = _labels(found, shuffled, draw)
         best[noise] = {t: _as(labels, t, _best(splits)) for t, splits in found.items()}
@@ -241,8 +223,8 @@ def _falls(
         comparisons.append(of_mean(f"log2 of the best b, {less} over {more}", falls, "above", 0.0))
     plain = {noise: list(found.values()) for noise, found in best.items()}
     details: dict[str, Any] = {"softmax": {"tables": list(best[CLEAN]), "best": plain}}
-    for model in ("tanh network", "tanh network, Adam"):
-        by = {noise: _by_table(records, noise, model=model) for noise in _RATES}
+    for model in list(MODELS)[1:]:
+        by = {noise: _by_table(records, noise, model=model) for noise in RATES}
         if not shuffled and not clean and all(by.values()):
             nets = {n: [_best(splits) for splits in found.values()] for n, found in by.items()}
             details[model] = {"tables": list(by[CLEAN]), "best": nets}
@@ -252,9 +234,9 @@ def _falls(
 def _draw_best(figure: Figure, details: Details) -> None:
     """The best b against the noise rate: tables as dots, their geometric mean as a line."""
     axes = figure.subplots()
-    rates = [100 * rate for rate in _RATES.values()]
+    rates = [100 * rate for rate in RATES.values()]
     for number, (model, found) in enumerate(details[""].items()):
-        logs = [np.log2(found["best"][noise]) for noise in _RATES]
+        logs = [np.log2(found["best"][noise]) for noise in RATES]
         for x, values in zip(rates, logs, strict=True):
             steps, counts = np.unique(values, return_counts=True)
             axes.scatter(
@@ -308,7 +290,7 @@ def _recovers(
     for noise, b in NOISY.items():
         found = _by_table(records, CLEAN if clean else noise, held_out=held_out)
         labels = _labels(found, shuffled, draw)
-        every = {t: _share(splits, _way(_as(labels, t, b))) for t, splits in found.items()}
+        every = {t: share_of(splits, way_of(_as(labels, t, b))) for t, splits in found.items()}
         shares = {table: share for table, share in every.items() if share is not None}
         sample = list(shares.values()) if len(shares) > 1 else [math.nan] * 2
         comparisons.append(
@@ -336,7 +318,7 @@ def _ways(records: list[Record]) -> dict[str, dict[str, Any]]:
                 share
                 for splits in _by_table(records, noise).values()
                 if all(way in record for record in splits)
-                and (share := _share(splits, way)) is not None
+                and (share := share_of(splits, way)) is not None
             ]
             for noise in tables.CONTAMINATIONS
             if noise != CLEAN
@@ -359,7 +341,7 @@ def _draw_shares(figure: Figure, details: Details) -> None:
     rows = sorted(value, key=lambda way: value[way])
     if len(rows) > 12:
         best = {way.split(", b")[0]: way for way in rows}.values()
-        rows = [way for way in rows if way in {*best, *map(_way, NOISY.values())}]
+        rows = [way for way in rows if way in {*best, *map(way_of, NOISY.values())}]
     figure.set_size_inches(7.6, max(0.24 * len(rows) + 1.2, 2.8))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     places = np.arange(len(rows))
@@ -463,186 +445,3 @@ WEIGHTS_FIND = Claim(
     controls={"labels put right": {"clean": True}, "masks shuffled": {"shuffled": True}},
     seconds=1,
 )
-
-
-# ------------------------------------------------------------------------------------ the whole
-
-
-_CLAIMS = (TRAINING_HELPS, BEST_B_FALLS, PRUNING_SHARE, WEIGHTS_FIND)
-
-
-def whole(
-    folder: str | os.PathLike[str],
-    *,
-    rng: int = 0,
-    only: Iterable[str] | None = None,
-    splits: int = 10,
-    workers: int | None = None,
-) -> dict[str, Verdict]:
-    """The claims on all tables, contaminations and ways; begun again where it was cut off.
-
-    Every finished setting is kept in ``study.sqlite`` in `folder`, and is not done again. Beside
-    it: ``training.csv``, the means over splits of every way, ``training.md``, their medians over
-    tables, and the figures ``best_b_whole`` and ``oracle_share_whole``.
-
-    Args:
-        folder: where the store is, made if it is not there.
-        rng: the seed.
-        only: the tables, and "text", which needs PyTorch; None for all 19, and for text and the
-            optimizers of PyTorch where it is installed.
-        splits: of every table.
-        workers: how many processes; as many as there are processors if None.
-
-    Returns:
-        Verdicts by claim, and of the controls.
-
-    Raises:
-        InvalidArgument: for no folder, tables that do not exist, fewer than two of them, and a
-            store that cannot be used.
-    """
-    study, place = Study(rng=rng), writable_folder(folder, "out")
-    names = (*TABLES, *([TEXT] if _TORCH else [])) if only is None else tuple(only)
-    if len({*names} - {TEXT}) < 2:
-        raise InvalidArgument(f"only={shown(list(names))} must name at least two tables")
-    for name in names:
-        if name not in (known := [*tables.tables(), TEXT]):
-            raise InvalidArgument(f"only={shown(name)} must be one of {', '.join(known)}")
-    if TEXT in names:
-        with needed(f"only={shown(TEXT)}", "PyTorch", extra="torch", name="torch"):
-            import torch  # noqa: F401
-    settings = _settings(names, check_integer("splits", splits, minimum=1))
-    records = stored(
-        place,
-        settings,
-        measured,
-        study.seed("pruning"),
-        names=[
-            f"training, {one.table}, {one.contamination}, {one.model}, {rng}" for one in settings
-        ],
-        workers=processors() if workers is None else workers,
-        text="real tables",
-    )
-    records = [_with_tuned(record) for record in records]
-    found = verdicts_on(_CLAIMS, study, records)
-    lines = _as_csv(records)
-    files = {"training.csv": lines.encode()}
-    files["training.md"] = as_markdown(csv.DictReader(io.StringIO(lines))).encode()
-    for claim in _CLAIMS:
-        if claim.draw:
-            details = found[claim.name].to_dict()["details"]
-            files |= plots.pictures(f"{claim.figure}_whole", claim.draw, {"": details})
-    for name, content in files.items():
-        with replacing(place / name, "out") as file:
-            file.write(content)
-    return found
-
-
-def _settings(names: Sequence[str], splits: int) -> list[Setting]:
-    found = [
-        Setting(table, contamination, split)
-        for split in range(splits)
-        for table in names
-        if table != TEXT
-        for contamination in tables.CONTAMINATIONS
-    ]
-    found += [
-        Setting(table, contamination, split, model, "smallest")
-        for split in range(splits)
-        for table in names
-        for contamination in (tables.CONTAMINATIONS if table == TEXT else _RATES)
-        for model in _models(table)
-    ]
-    return found + [
-        Setting(table, contamination, split, ways="smallest", held_out=True)
-        for split in range(min(splits, _FEW))
-        for table in names
-        if table != TEXT
-        for contamination in NOISY
-    ]
-
-
-def _models(table: str) -> list[str]:
-    """The models tried on a table beside softmax regression; PyTorch's if it is there."""
-    kind = "transformer" if table == TEXT else "tanh network" if table in _NETWORKS else None
-    return [
-        model
-        for model, (options, _) in MODELS.items()
-        if model.split(",")[0] == kind and (_TORCH or "optimizer" not in options)
-    ]
-
-
-def _as_csv(records: list[Record]) -> str:
-    """Means over splits of every table, contamination, model and way, as lines of text."""
-    grouped: dict[tuple[str, str, str], list[Record]] = {}
-    for record in records:
-        setting = Setting(*record["setting"])
-        if not setting.held_out and "oracle" in record:
-            key = (setting.table, setting.contamination, setting.model)
-            grouped.setdefault(key, []).append(record)
-    lines = [",".join(("table", "contamination", "model", "way", "splits", *_COLUMNS, "share"))]
-    for at, splits in grouped.items():
-        for way in (way for way in splits[0] if way not in ("setting", "auc")):
-            some = [record for record in splits if way in record]
-            cells = [_cell([record[way][column] for record in some]) for column in _COLUMNS]
-            share = _share(some, way) if at[1] != CLEAN else None
-            quoted = [f'"{word}"' if "," in word else word for word in (*at, way)]
-            cells += ["" if share is None else f"{share:.4g}"]
-            lines.append(",".join((*quoted, str(len(some)), *cells)))
-    return "\n".join(lines) + "\n"
-
-
-def stored_table() -> list[dict[str, str]]:
-    """The lines of ``training.csv`` as it is kept with the library: three splits of each table.
-
-    >>> len({row["table"] for row in stored_table()})
-    19
-    """
-    text = resources.files("mbsim.study").joinpath("training.csv").read_text("utf-8")
-    return list(csv.DictReader(io.StringIO(text)))
-
-
-def as_markdown(rows: Iterable[Mapping[str, str]]) -> str:
-    """The lines of ``training.csv``, softmax regression, as a table for a page.
-
-    Of each way the median over tables of the share of the oracle's gain, and the number of tables
-    where it is defined; on clean data the held-out loss added, in the median and at the worst.
-
-    >>> said = (("clean", "SGD", "1", ""), ("clean", "y", "1.1", ""), ("canaries", "y", "2", "0.5"))
-    >>> names = ("contamination", "way", "loss", "share")
-    >>> rows = [{"table": table, "model": "softmax", **dict(zip(names, row))}
-    ...         for table in "ab" for row in said]
-    >>> print(as_markdown(rows).splitlines()[-1])
-    | y | – | – | – | 50 % (2) | +10 % | +10 % |
-    """
-    shares: dict[str, dict[str, list[float]]] = {}
-    clean: dict[str, dict[str, float]] = {}
-    for row in rows:
-        if row["model"] == "softmax" and row["contamination"] == CLEAN:
-            clean.setdefault(row["way"], {})[row["table"]] = float(row["loss"])
-        elif row["model"] == "softmax":
-            by = shares.setdefault(row["way"], {}).setdefault(row["contamination"], [])
-            by += [float(row["share"])] if row["share"] else []
-    kinds = [kind for kind in tables.CONTAMINATIONS if kind != CLEAN]
-
-    def worth(way: str) -> float:
-        values = [x for kind in NOISY for x in shares[way].get(kind, [])]
-        return float(np.median(values)) if values else 0.0
-
-    lines = [("way", *kinds, "clean: loss added", "at the worst"), ("---",) * (len(kinds) + 3)]
-    for way in sorted(
-        (way for way in shares if way not in ("SGD", "oracle")), key=lambda w: -worth(w)
-    ):
-        cells = [
-            f"{100 * np.median(values):.0f} % ({len(values)})" if values else "–"
-            for values in (shares[way].get(kind, []) for kind in kinds)
-        ]
-        added = [100 * (x / clean["SGD"][table] - 1) for table, x in clean[way].items()]
-        lines.append(
-            (way, *cells, f"{round(np.median(added)) or 0:+d} %", f"{round(max(added)):+d} %")
-        )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def _cell(values: list[float | None]) -> str:
-    """The mean; empty where some are missing: where SGD's loss is not reached in every split."""
-    return "" if any(v is None for v in values) else f"{np.mean(np.array(values, float)):.4g}"

