@@ -17,7 +17,7 @@ from mbsim import plots, statistics
 from mbsim._shared.arrays import Array
 from mbsim.study import tables
 from mbsim.study.claim import RATE, Claim, Details, Found, Study, of_mean
-from mbsim.study.pruning import MODELS, SIZES, Setting, measured
+from mbsim.study.pruning import MODELS, SIZES, TEXT, Setting, measured
 from mbsim.study.stored import Record
 from mbsim.verdicts import Comparison
 
@@ -232,29 +232,45 @@ def _falls(
 
 
 def _draw_best(figure: Figure, details: Details) -> None:
-    """The best b against the noise rate: tables as dots, their geometric mean as a line."""
-    axes = figure.subplots()
-    rates = [100 * rate for rate in RATES.values()]
-    for number, (model, found) in enumerate(details[""].items()):
-        logs = [np.log2(found["best"][noise]) for noise in RATES]
+    """The best b against the noise rate, a panel for each kind of model.
+
+    Tables as dots where there is one model, and their geometric mean as a line.
+    """
+    kinds: dict[str, list[str]] = {}
+    for model in details[""]:
+        kinds.setdefault(model.split(", ")[0], []).append(model)
+    figure.set_size_inches(2.6 * len(kinds) + 2.4 / len(kinds), 3.6)
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for axes, (kind, models) in zip(panels, kinds.items(), strict=True):
+        for number, model in enumerate(models):
+            logs = [np.log2(details[""][model]["best"][noise]) for noise in RATES]
+            _draw_best_of(axes, logs, model, number, dots=len(models) == 1)
+        names = details[""][models[0]]["tables"]
+        axes.set_title(f"{kind}, {f'{len(names)} tables' if names != [TEXT] else TEXT}")
+        shares = np.geomspace(0.008, 0.3, 30)
+        axes.plot(100 * shares, 0.5 / shares, ":", color="0.4", label="0.5 / noise rate")
+        axes.legend(fontsize=8)
+    figure.suptitle("The more labels are wrong, the smaller the best b", fontsize=10)
+    panels[0].set_yscale("log", base=2)
+    panels[0].set_yticks(SIZES, [*map(str, SIZES[:-1]), "64 = no clipping"])
+    panels[0].set_ylabel("best micro-batch size b")
+
+
+def _draw_best_of(axes: Any, logs: list[Array], model: str, number: int, *, dots: bool) -> None:
+    rates = np.array([100 * rate for rate in RATES.values()])
+    if dots:
         for x, values in zip(rates, logs, strict=True):
             steps, counts = np.unique(values, return_counts=True)
             axes.scatter(
-                np.full(len(steps), x) + 0.7 * (number - 1) + 0.7, 2.0**steps, s=14 * counts,
-                color=plots.COLOURS[number], alpha=0.3, linewidths=0,
+                np.full(len(steps), x), 2.0**steps, s=14 * counts, color=plots.COLOURS[number],
+                alpha=0.3, linewidths=0,
             )  # fmt: skip
-        plots.curve(
-            axes, np.array(rates) + 0.7 * number, [2 ** v.mean() for v in logs], number=number,
-            label=f"{model}, {len(found['tables'])} tables",
-        )  # fmt: skip
-    shares = np.geomspace(0.008, 0.3, 30)
-    axes.plot(100 * shares, 0.5 / shares, ":", color="0.4", label="0.5 / noise rate")
-    axes.set_yscale("log", base=2)
-    axes.set_yticks(SIZES, [*map(str, SIZES[:-1]), "64 = SGD"])
-    axes.set_xticks(rates, ["0 (clean)", "10", "25"])
-    axes.set(xlabel="wrong labels, %", ylabel="best micro-batch size b",
-             title="The more labels are wrong, the smaller the best b")  # fmt: skip
-    axes.legend(fontsize=8)
+    label = model.partition(", ")[2] or "SGD"
+    plots.curve(
+        axes, rates + 0.4 * number, [2 ** v.mean() for v in logs], number=number, label=label
+    )
+    axes.set_xticks(rates, ["0", "10", "25"])
+    axes.set_xlabel("wrong labels, %")
 
 
 BEST_B_FALLS = Claim(
@@ -359,7 +375,7 @@ def _draw_shares(figure: Figure, details: Details) -> None:
     left.set_xticks([-1, -0.5, 0, 0.5, 1], ["≤ −1", "", "0 = SGD", "", "1 = oracle"])
     left.set_yticks(places, rows, fontsize=8)
     left.set(title="Share of the oracle's gain (median, quartiles)")
-    left.legend(fontsize=8, loc="lower right")
+    left.legend(fontsize=8, loc="lower left")
     lost = [100 * float(np.median(ways[way][CLEAN])) for way in rows]
     right.barh(places, np.clip(lost, -5, 40), 0.6, color=plots.COLOURS[2])
     for place, loss in zip(places, lost, strict=True):
