@@ -1,5 +1,6 @@
 """Training in PyTorch against the compiled loop, and what a transformer reads."""
 
+import csv
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.random import SeedSequence
 import mbsim
 from mbsim.gradients.splits import Contamination, Split
 from mbsim.gradients.training import train
-from mbsim.study import pruning, tables, text, torch_training
+from mbsim.study import pruning, tables, text, torch_training, trained_tables
 from mbsim.study.pruning import MODELS, Setting, measured
 
 
@@ -103,6 +104,25 @@ def test_settings_of_pytorch_are_measured_as_all_others(model, monkeypatch):
     assert set(found) == {"SGD", "oracle", "smallest norm, b = 1"}
     guess = math.log(len(np.unique(text.characters())) if table == "text" else 2)
     assert all(one["loss"] < guess for one in found.values())
+
+
+def test_the_study_has_text_and_optimizers_of_pytorch_beside_all_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(pruning, "STEPS", 2)
+    monkeypatch.setattr(pruning, "_PARTITIONS", 5)
+    monkeypatch.setattr(text, "_PARTS", {"train": 128, "validation": 16, "test": 16})
+    monkeypatch.setitem(pruning.WAYS, "all", pruning.WAYS["smallest"])
+    monkeypatch.setattr(trained_tables, "_NETWORKS", ("wine",))
+    few = {name: tables.CONTAMINATIONS[name] for name in trained_tables.RATES}
+    monkeypatch.setattr(tables, "CONTAMINATIONS", few)
+    trained_tables.whole(tmp_path, only=["wine", "heart", "text"], splits=1, workers=1)
+    with (tmp_path / "training.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["model"] for row in rows} == {*MODELS}
+    assert {row["model"].split(",")[0] for row in rows if row["table"] == "text"} == {"transformer"}
+    page = (tmp_path / "training.md").read_text("utf-8")
+    assert page.count("| transformer, AdamW |") == 3
+    assert page.count("| tanh network, momentum |") == 3
+    assert (tmp_path / "best_b_whole.png").stat().st_size > 10_000
 
 
 def test_a_split_is_not_taken_for_text():

@@ -3,6 +3,7 @@
 import csv
 import math
 import sqlite3
+import sys
 import zlib
 from pathlib import Path
 
@@ -239,6 +240,16 @@ def small(short, monkeypatch):
     monkeypatch.setattr(trained_tables, "_FEW", 1)
     monkeypatch.setattr(pruning, "_PARTITIONS", 10)
     return {"only": ["wine", "heart"], "splits": 2, "workers": 1}
+
+
+def test_text_without_pytorch_says_what_brings_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"only='text' needs PyTorch.*\[torch\]"
+    ) as caught:
+        trained_tables.whole(tmp_path, only=["wine", "heart", "text"])
+    assert "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_whole_study_is_begun_again_where_it_was_interrupted(tmp_path, small, monkeypatch):
