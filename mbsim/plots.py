@@ -103,6 +103,7 @@ def pictures(name: str, draw: Callable[[Figure, Any], None], data: Any) -> dict[
             file = io.BytesIO()
             figure.savefig(file, format=form, metadata=about)
             found[f"{name}.{form}"] = file.getvalue()
+            figure.set_layout_engine("none")  # both are laid out alike, and once
     return found
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from mbsim._shared.arrays import Array, Integers, Mask, one_blas_thread
 from mbsim._shared.progress import progress
 from mbsim._shared.seeds import seed_sequence, stream
 from mbsim.clipping import Rule
+from mbsim.compiled.twins import twin_of
 from mbsim.errors import check_integer, check_number
 from mbsim.gradients.measured import MeasuredProblem
 from mbsim.methods import Method
@@ -212,7 +214,7 @@ class Together:
 
     Attributes:
         deviations: ⟨d_i, d_l⟩, ``[N, N]``; `along`: ⟨g, d_i⟩, ``[N]``; `target_norm`: ‖g‖.
-        batch: B; `sizes`: every b; `rules`: the rules.
+        batch: B; `sizes`: every b; `rules`: the rules, all of them compiled.
         replacement: whether the examples of a batch are drawn with replacement.
         seed: what batches are drawn from.
 
@@ -243,13 +245,13 @@ class Together:
         """
         total, lanes = np.zeros((3, len(self.sizes), len(self.rules))), len(self.rules)
         square = np.full((len(self.sizes), lanes), self.target_norm**2)
+        products = np.tile(self.along, (*square.shape, 1))
         with one_blas_thread():
             for members in itertools.islice(self._batches(), batches):
-                inner = self.deviations[members[:, None], members]
-                along = np.broadcast_to(self.along[members], (*square.shape, self.batch))
-                omega = self._weights(square, along, inner)
-                share = omega.sum(axis=2)
-                first = (omega * along).sum(axis=2)
+                rows = self.deviations[members]
+                omega = self._weights(members, rows, square, products)
+                share, inner = omega.sum(axis=2), rows[:, members]
+                first = (omega * self.along[members]).sum(axis=2)
                 total[0] += share * self.target_norm + first / self.target_norm
                 total[1] += share**2 * square + 2 * share * first + ((omega @ inner) * omega).sum(2)
                 total[2] += self._clipped(omega)
@@ -260,48 +262,41 @@ class Together:
 
         It is the mean over the last twentieth of the steps, and infinite for what has diverged.
         """
-        e = np.swapaxes(step_sizes, 0, 1).reshape(len(self.sizes), -1)
+        from mbsim.compiled import replay
+
+        e = np.swapaxes(step_sizes, 0, 1).reshape(len(self.sizes), -1).copy()
         square = np.full(e.shape, self.target_norm**2)
         products = np.tile(self.along, (*e.shape, 1))
         last = max(1, steps // 20)
         total = np.zeros(e.shape)
         limit = DIVERGED * self.target_norm**2
-        with one_blas_thread(), np.errstate(all="ignore"):
+        rows, moved = np.empty((self.batch, len(self.along))), np.empty(products.shape)
+        with one_blas_thread():
             for t, members in enumerate(itertools.islice(self._batches(), steps)):
-                rows = self.deviations[members]
-                omega = self._weights(square, products[:, :, members], rows[:, members])
-                share = omega.sum(axis=2)
-                moved = (omega.reshape(-1, self.batch) @ rows).reshape(products.shape)
-                first = (omega * products[:, :, members]).sum(axis=2)
-                second = (omega * moved[:, :, members]).sum(axis=2)
-                kept = 1 - e * share
-                square = kept * (kept * square - 2 * e * first) + e**2 * second
-                np.maximum(square, 0.0, out=square)
-                products *= kept[:, :, None]
-                moved *= e[:, :, None]
-                products -= moved
-                gone = ~(square <= limit)
-                if gone.any():  # it stands still from now on
-                    total[gone], square[gone], products[gone], e[gone] = np.inf, 1.0, 0.0, 0.0
+                np.take(self.deviations, members, axis=0, out=rows, mode="clip")
+                omega = self._weights(members, rows, square, products)
+                np.matmul(omega.reshape(-1, self.batch), rows, out=moved.reshape(e.size, -1))
+                replay.move(members, limit, omega, moved, e, square, products, total)
                 if t >= steps - last:
                     total += square
         return np.swapaxes(total.reshape(-1, *step_sizes.shape[::2]), 0, 1) / last
 
-    def _weights(self, square: Array, along: Array, inner: Array) -> Array:
+    def _weights(self, members: Integers, rows: Array, square: Array, products: Array) -> Array:
         """ω of the batch's examples, ``[sizes, lanes, B]``: each rule has as many lanes."""
+        from mbsim.compiled import replay
+
+        omega = np.empty((*square.shape, self.batch))
         count = square.shape[1] // len(self.rules)
-        omega = np.empty(along.shape)
-        for i, b in enumerate(self.sizes):
-            m = self.batch // b
-            squares = along[i].reshape(-1, m, b).sum(axis=2) * (2 / b)
-            squares += np.einsum("jbjc->j", inner.reshape(m, b, m, b)) / b**2
-            squares += square[i][:, None]
-            norms = np.sqrt(np.maximum(squares, 0.0))
-            for k, rule in enumerate(self.rules):
-                some = slice(k * count, (k + 1) * count)
-                factors = rule.factors(norms[some]) / self.batch
-                omega[i, some].reshape(-1, m, b)[:] = factors[:, :, None]
+        for k, twin in enumerate(self._twins):
+            lanes = k * count, (k + 1) * count
+            replay.weigh(
+                *twin, np.array(self.sizes), *lanes, members, rows, square, products, omega
+            )
         return omega
+
+    @cached_property
+    def _twins(self) -> list[Any]:
+        return [twin_of("rule", rule) for rule in self.rules]
 
     def _clipped(self, omega: Array) -> Array:
         """The share of micro-batches that are clipped, ``[sizes, lanes]``."""

@@ -177,19 +177,25 @@ class Claim:
         return plots.pictures(self.figure, self.draw, details)
 
 
-def examined(claim: Claim, study: Study, tell: Callable[[float], None]) -> Examined:
-    """What comes of a claim (under "") and of its controls, the seconds it took, its pictures."""
-    names = ("", *claim.controls)
-    verdicts: dict[str, Verdict] = {}
-    seconds: dict[str, float] = {}
-    study = replace(study, tell=lambda share: tell((len(verdicts) + share) / len(names)))
-    for name in names:
-        since = time.perf_counter()
-        verdicts[name] = claim.verdict(study, control=name)
-        study.tell(0.0)
-        seconds[claim.name + (f", {name}" if name else "")] = time.perf_counter() - since
-    details = {name: verdict.to_dict()["details"] for name, verdict in verdicts.items()}
-    return verdicts, seconds, claim.pictures(details)
+def examined(
+    claims: Sequence[Claim], study: Study, tell: Callable[[float], None]
+) -> list[Examined]:
+    """Of every claim what comes of it (under "") and of its controls, seconds, and its pictures."""
+    done, whole = 0, sum(1 + len(claim.controls) for claim in claims)
+    study = replace(study, tell=lambda share: tell((done + share) / whole))
+    found: list[Examined] = []
+    for claim in claims:
+        verdicts: dict[str, Verdict] = {}
+        seconds: dict[str, float] = {}
+        for name in ("", *claim.controls):
+            since = time.perf_counter()
+            verdicts[name] = claim.verdict(study, control=name)
+            done += 1
+            study.tell(0.0)
+            seconds[claim.name + (f", {name}" if name else "")] = time.perf_counter() - since
+        details = {name: verdict.to_dict()["details"] for name, verdict in verdicts.items()}
+        found.append((verdicts, seconds, claim.pictures(details)))
+    return found
 
 
 def verdicts_on(

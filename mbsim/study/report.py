@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import metadata, resources
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -190,10 +191,11 @@ def reproduce(
 
     The page is whole in itself: every claim opens on its figure, its controls and its call.
 
-    Claims run in processes. Files are written when all have ended, and none on Ctrl-C.
+    Claims run in processes, those of one module in one. Files are written when all have ended, and
+    none on Ctrl-C.
 
-    With a `store` every claim is kept in it as it ends, and not run again after an interrupt. It is
-    known by its name, `quick`, `rng`, mbsim's own code and the versions of what that stands on.
+    With a `store` claims are kept in it as they end, and not run again after an interrupt. They are
+    known by their names, `quick`, `rng`, mbsim's own code and the versions of what that stands on.
 
     Args:
         out: a directory, made if it is not there.
@@ -214,7 +216,17 @@ def reproduce(
     started, study = time.perf_counter(), Study(quick=quick, rng=rng)
     workers = processors() if workers is None else check_integer("workers", workers, minimum=1)
     folder = writable_folder(out, "out")
-    jobs = [Job(claim.name, claim.seconds, examined, (claim, study)) for claim in CLAIMS]
+    # Claims of one module share what they measure.
+    groups = [tuple(some) for _, some in groupby(CLAIMS, lambda claim: claim.run.__module__)]
+    jobs = [
+        Job(
+            ", ".join(claim.name for claim in claims),
+            sum(claim.seconds for claim in claims),
+            examined,
+            (claims, study),
+        )
+        for claims in groups
+    ]
     jobs.append(Job("trajectories", 7.0, floors.drawn_trajectories, (study,)))
     if store is None:
         done = in_processes(jobs, workers=workers, text="reproducing")
@@ -223,7 +235,8 @@ def reproduce(
         about = [{"claim": job.name, **decides} for job in jobs]
         form = _plain, _back
         done = kept(store, jobs, about, workers=workers, text="reproducing", form=form)
-    *found, (curves, pictures) = done
+    *each, (curves, pictures) = done
+    found = [one for some in each for one in some]
     seconds: dict[str, float] = {}
     for _, taken, drawn in found:
         seconds |= taken
