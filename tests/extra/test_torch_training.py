@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.random import SeedSequence
+from sklearn.metrics import roc_auc_score
 
 import mbsim
+from mbsim.extra.torch import clipped_backward
 from mbsim.gradients.splits import Contamination, Split
-from mbsim.gradients.training import train
+from mbsim.gradients.training import mini_batches, train
 from mbsim.study import pruning, tables, text, torch_training, trained_tables
 from mbsim.study.pruning import MODELS, Setting, measured
+from mbsim.study.torch_memory import per_example
 
 
 @pytest.mark.parametrize("size", [1, 4, 64])
@@ -45,7 +48,7 @@ def test_optimizers_are_handed_the_clipped_gradient(optimizer, monkeypatch):
     model = made[0]
     mover = torch_training.OPTIMIZERS[optimizer](model.parameters(), lr=0.01)
     losses = []
-    for rows in torch_training.mini_batches(2048, 64, 3, seed, 0):
+    for rows in mini_batches(2048, 64, 3, seed, 0):
         x, y = torch.tensor(data.train_inputs[rows]), torch.tensor(data.train_labels[rows])
         parts = []
         for i in range(0, 64, size):
@@ -123,6 +126,23 @@ def test_the_study_has_text_and_optimizers_of_pytorch_beside_all_others(tmp_path
     assert page.count("| transformer, AdamW |") == 3
     assert page.count("| tanh network, momentum |") == 3
     assert (tmp_path / "best_b_whole.png").stat().st_size > 10_000
+
+
+def test_windows_that_are_wrong_have_gradients_hardly_longer_than_the_others():
+    """Why clipping gains little on text, as docs/training.md says: it prunes by norms."""
+    data = text.windows(Contamination("wrong labels", 0.25), rng=SeedSequence(0))
+    x, y = torch.tensor(data.train_inputs), torch.tensor(data.train_labels)
+    with torch_training.one_thread(0):
+        model = torch_training.Transformer(data.classes, text.LENGTH)
+        mover = torch_training.OPTIMIZERS["AdamW"](model.parameters(), lr=1 / 64)
+        for rows in torch.tensor(mini_batches(len(y), 64, 150, SeedSequence(1), 0)):
+            mover.zero_grad()
+            per_example(model(x[rows]), y[rows]).mean().backward()
+            mover.step()
+        norms = clipped_backward(per_example(model(x[:512]), y[:512]), model, 1).norms
+    wrong = data.touched[:512]
+    assert 1.1 < norms[wrong].mean() / norms[~wrong].mean() < 1.5
+    assert roc_auc_score(wrong, norms) > 0.8  # which tell them apart all the same
 
 
 def test_a_split_is_not_taken_for_text():
