@@ -47,7 +47,6 @@ TABLES = (
     "vehicle", "wdbc",
 )  # fmt: skip
 _NETWORKS = ("satimage", "segment", "wdbc", "spambase", "vehicle", "phoneme")
-_LAST = "transformer, AdamW"  # which sees every contamination, as softmax regression does
 _FEW = 2  # splits of what is contaminated where it is held out
 _TORCH = find_spec("torch") is not None
 _COLUMNS = ("loss", "accuracy", "end_loss", "end_accuracy", "steps_to_sgd")
@@ -135,7 +134,7 @@ def _settings(names: Sequence[str], splits: int) -> list[Setting]:
         for split in range(splits)
         for table in names
         for model in _models(table)
-        for contamination in (tables.CONTAMINATIONS if model == _LAST else RATES)
+        for contamination in RATES
     ]
     return found + [
         Setting(table, contamination, split, ways="smallest", held_out=True)
