@@ -523,8 +523,9 @@ class Prediction:
 def _lowest(
     whole: Together, tried: Array, steps: int, known: tuple[Array, Array] | None = None
 ) -> tuple[Array, Array]:
-    """For every rule and b the step size that ends lowest, and how low."""
+    """For every rule and b the step size that ends lowest, and how low; 0 where all diverge."""
     ends = whole.ends(tried, steps)
+    tried = np.where(np.isinf(ends), 0.0, tried)
     if known is not None:
         tried, ends = (
             np.concatenate([a, b[..., None]], axis=2)

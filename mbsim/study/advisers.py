@@ -281,5 +281,5 @@ ADVISOR_AGREES = Claim(
     },
     figure="advisers",
     draw=_draw,
-    seconds=110.0,
+    seconds=80,
 )

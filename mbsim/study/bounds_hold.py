@@ -263,5 +263,5 @@ BOUNDS_HOLD = Claim(
     },
     figure="bounds",
     draw=_draw,
-    seconds=22,
+    seconds=14,
 )

@@ -322,7 +322,7 @@ MULTI_DOMAIN_HURTS = Claim(
     },
     figure="domains",
     draw=_draw,
-    seconds=6,
+    seconds=3,
 )
 
 
@@ -364,7 +364,7 @@ DOMAIN_REMEDY = Claim(
     source="ours: theory page, section 13.4; the question is [Wang2024]'s",
     run=_remedy,
     controls={"one threshold": {"way": "by domain"}},
-    seconds=1,
+    seconds=1.5,
 )
 
 
@@ -402,5 +402,5 @@ ON_TABLES = Claim(
     source="ours: theory page, section 13; the tables are KEEL's",
     run=_on_tables,
     controls={"domains shuffled": {"shuffled": True}},
-    seconds=2,
+    seconds=1,
 )

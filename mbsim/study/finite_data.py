@@ -250,5 +250,5 @@ HELPFULNESS_CHANGES = Claim(
     controls={"labels put right": {"right": True}, "halves exchanged": {"exchanged": True}},
     figure="helpfulness",
     draw=_draw,
-    seconds=6,
+    seconds=3,
 )

@@ -110,7 +110,7 @@ BIAS_STAYS = Claim(  # its control is the next claim
     ),
     source="[Wang2024] Theorem 4.2; theory page, sections 5 and 6",
     run=_bias_stays,
-    seconds=2,
+    seconds=1,
 )
 
 BIAS_NEEDS_SKEW = Claim(
@@ -121,7 +121,7 @@ BIAS_NEEDS_SKEW = Claim(
     source="ours, not the paper's: theory page, section 6",
     run=_bias_needs_skew,
     controls={"skewed noise": {"noise": "skewed"}},
-    seconds=3,
+    seconds=1,
 )
 
 
@@ -190,7 +190,7 @@ SWEET_SPOT = Claim(
     },
     figure="floor",
     draw=_draw_floors,
-    seconds=17,
+    seconds=6,
 )
 
 # ------------------------------------------------------------------ trajectories: a figure only

@@ -106,7 +106,7 @@ SGD_SAME_RATE = Claim(
     controls={"draggers tilted against the gradient": {"tilt": -0.1}},
     figure="sgd_rate",
     draw=_draw_rate,
-    seconds=6,
+    seconds=2,
 )
 
 # ---------------------------------------------------------------------- clipping-ahead-early
@@ -187,5 +187,5 @@ CLIPPING_AHEAD_EARLY = Claim(
     controls={"no draggers": {"draggers": NONE}},
     figure="horizon",
     draw=_draw_horizon,
-    seconds=10,
+    seconds=3,
 )

@@ -198,7 +198,7 @@ ASSUMPTION_4_4 = Claim(
     controls={"other examples called draggers": {"change": "others"}},
     figure="draggers",
     draw=_draw_angles,
-    seconds=12.0,
+    seconds=3.5,
 )
 
 NORM_RATIO_FALLS = Claim(
@@ -212,5 +212,5 @@ NORM_RATIO_FALLS = Claim(
     controls={"copies of one dragger": {"change": "copies"}},
     figure="norm_ratio",
     draw=_draw_fall,
-    seconds=12.0,
+    seconds=6,
 )

@@ -227,7 +227,7 @@ def reproduce(
         )
         for claims in groups
     ]
-    jobs.append(Job("trajectories", 7.0, floors.drawn_trajectories, (study,)))
+    jobs.append(Job("trajectories", 3.0, floors.drawn_trajectories, (study,)))
     if store is None:
         done = in_processes(jobs, workers=workers, text="reproducing")
     else:

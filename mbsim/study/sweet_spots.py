@@ -154,7 +154,7 @@ SWEET_SPOT_PREDICTED = Claim(
     controls={"advice shuffled": {"shuffled": True}},
     figure="regret",
     draw=_draw_regret,
-    seconds=28,
+    seconds=14,
 )
 
 # ---------------------------------------------------------------------------- interior-bias
@@ -255,5 +255,5 @@ INTERIOR_BIAS = Claim(
     controls={"symmetric noise": {"noise": "symmetric"}},
     figure="interior",
     draw=_draw_interior,
-    seconds=8.5,
+    seconds=3,
 )

@@ -89,7 +89,7 @@ TILT_STOPS_SGD = Claim(
     source="ours: theory page, section 12.1",
     run=_stops_sgd,
     controls={"no tilt": {"against": 0.0}, "tilt of the other sign": {"against": -0.3}},
-    seconds=1,
+    seconds=0.1,
 )
 
 
@@ -143,7 +143,7 @@ CLIPPING_ENDS_LOWER = Claim(
         "tilt of the other sign": {"against": -0.4},
         "b = B": {"b": BATCH},
     },
-    seconds=4,
+    seconds=1.5,
 )
 
 
@@ -264,5 +264,5 @@ BEST_B = Claim(
     },
     figure="tilt",
     draw=_draw,
-    seconds=8,
+    seconds=3.5,
 )

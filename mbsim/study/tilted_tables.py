@@ -291,7 +291,7 @@ TILT_ON_TABLES = Claim(
     source="ours: theory page, section 12; the tables are scikit-learn's and KEEL's",
     run=_tilts,
     controls={"labels put right": {"who": "right"}, "masks shuffled": {"who": "other null"}},
-    seconds=8,
+    seconds=1,
 )
 
 
@@ -426,7 +426,7 @@ SWEET_SPOT_ON_TABLES = Claim(
     controls={"labels put right": {"share": CLEAN}, "labels of b shuffled": {"shuffled": True}},
     figure="tilt_tables",
     draw=_draw,
-    seconds=14,
+    seconds=2,
 )
 
 
@@ -469,7 +469,7 @@ STALL = Claim(
     source="ours: theory page, section 12.6",
     run=_stalls,
     controls={"the median norm": {"rule": "median norm"}},
-    seconds=14,
+    seconds=0.5,
 )
 
 

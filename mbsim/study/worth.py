@@ -194,7 +194,7 @@ TRAINING_HELPS = Claim(
     source="ours, by trials; the pattern is predicted on the theory page, section 12",
     run=_helps,
     controls=_CONTROLS,
-    seconds=18,
+    seconds=8,
 )
 
 
@@ -284,7 +284,7 @@ BEST_B_FALLS = Claim(
     controls=_CONTROLS,
     figure="best_b",
     draw=_draw_best,
-    seconds=1,
+    seconds=0.3,
 )
 
 
@@ -399,7 +399,7 @@ PRUNING_SHARE = Claim(
     controls=_CONTROLS,
     figure="oracle_share",
     draw=_draw_shares,
-    seconds=1,
+    seconds=0.3,
 )
 
 
@@ -459,5 +459,5 @@ WEIGHTS_FIND = Claim(
     source="ours; GraNd: Paul, Ganguli and Dziugaite, 2021",
     run=_find,
     controls={"labels put right": {"clean": True}, "masks shuffled": {"shuffled": True}},
-    seconds=1,
+    seconds=0.3,
 )

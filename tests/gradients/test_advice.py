@@ -10,7 +10,7 @@ import pytest
 import mbsim
 from mbsim import Gram, InvalidArgument, MeasuredProblem, MicroBatchClipping, clipping
 from mbsim.gradients import advice as advice_module
-from mbsim.gradients.advice import noise_scale
+from mbsim.gradients.advice import _lowest, noise_scale
 from mbsim.gradients.replay import Together
 from mbsim.problems.vectors import VectorDraws
 from mbsim.verdicts import Refusal
@@ -82,6 +82,13 @@ def test_replays_at_once_are_those_of_vectors(replacement):
             for j, e in enumerate((0.05, 0.2)):
                 expected = by_vectors(gradients, target, batches, b, rule, e)[-2:].mean()
                 assert math.isclose(found[k, i, j], expected, rel_tol=1e-9)
+    # Where all diverge the best is to stay: as it was, if it is tried.
+    tried = np.full((3, 4, 2), 1e6)
+    best, levels = _lowest(together, tried, 40)
+    assert not best.any()
+    assert np.isinf(levels).all()
+    assert (tried == 1e6).all()
+    np.testing.assert_allclose(together.ends(best[..., None], 40), together.target_norm**2)
 
 
 def test_the_law_at_the_start_is_that_of_the_drift():
