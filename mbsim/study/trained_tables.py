@@ -186,7 +186,7 @@ def _error(splits: list[Record], way: str) -> float | None:
 
 
 def stored_table() -> list[dict[str, str]]:
-    """The lines of ``training.csv`` as it is kept with the library: three splits of each table.
+    """The lines of ``training.csv`` as it is kept with the library: ten splits of each table.
 
     >>> len({row["table"] for row in stored_table()})
     19
@@ -290,11 +290,11 @@ def _best_cells(by_table: list[dict[int, Mapping[str, str]]]) -> tuple[str, ...]
         f"{np.median(sizes):g} ({2 ** np.log2(sizes).mean():.2g})",
         f"{np.median(over):.2f} {beside}",
         f"{np.median(ends):.2f}",
-        f"{np.median(up) + 0.0:+.1f}",
+        f"{round(float(np.median(up)), 1) + 0.0:+.1f}",
         share,
     )
 
 
 def _cell(values: list[float | None]) -> str:
     """The mean; empty where some are missing: where SGD's loss is not reached in every split."""
-    return "" if any(v is None for v in values) else f"{np.mean(np.array(values, float)):.4g}"
+    return "" if any(v is None for v in values) else f"{np.mean(np.array(values, float)):.6g}"

@@ -242,10 +242,15 @@ def _draw_best(figure: Figure, details: Details) -> None:
     figure.set_size_inches(2.6 * len(kinds) + 2.4 / len(kinds), 3.6)
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for axes, (kind, models) in zip(panels, kinds.items(), strict=True):
-        for number, model in enumerate(models):
-            logs = [np.log2(details[""][model]["best"][noise]) for noise in RATES]
-            _draw_best_of(axes, logs, model, number, dots=len(models) == 1)
         names = details[""][models[0]]["tables"]
+        for number, model in enumerate(models):
+            found = details[""][model]
+            logs = [np.log2(found["best"][noise]) for noise in RATES]
+            label = model.partition(", ")[2] or "SGD"
+            label += (
+                "" if len(found["tables"]) == len(names) else f", {len(found['tables'])} tables"
+            )
+            _draw_best_of(axes, logs, label, number, dots=len(models) == 1)
         axes.set_title(f"{kind}, {f'{len(names)} tables' if names != [TEXT] else TEXT}")
         shares = np.geomspace(0.008, 0.3, 30)
         axes.plot(100 * shares, 0.5 / shares, ":", color="0.4", label="0.5 / noise rate")
@@ -256,7 +261,7 @@ def _draw_best(figure: Figure, details: Details) -> None:
     panels[0].set_ylabel("best micro-batch size b")
 
 
-def _draw_best_of(axes: Any, logs: list[Array], model: str, number: int, *, dots: bool) -> None:
+def _draw_best_of(axes: Any, logs: list[Array], label: str, number: int, *, dots: bool) -> None:
     rates = np.array([100 * rate for rate in RATES.values()])
     if dots:
         for x, values in zip(rates, logs, strict=True):
@@ -265,7 +270,6 @@ def _draw_best_of(axes: Any, logs: list[Array], model: str, number: int, *, dots
                 np.full(len(steps), x), 2.0**steps, s=14 * counts, color=plots.COLOURS[number],
                 alpha=0.3, linewidths=0,
             )  # fmt: skip
-    label = model.partition(", ")[2] or "SGD"
     plots.curve(
         axes, rates + 0.4 * number, [2 ** v.mean() for v in logs], number=number, label=label
     )
