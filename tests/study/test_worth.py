@@ -205,7 +205,9 @@ def test_the_page_shows_the_table_that_is_stored():
         assert made == page.split(f"<!-- {name}: begin -->\n")[1].split(f"<!-- {name}: end -->")[0]
     assert {row["table"] for row in rows} == {*trained_tables.TABLES, pruning.TEXT}
     assert {row["model"] for row in rows} == {*pruning.MODELS}
-    assert {row["splits"] for row in rows if row["way"] == "SGD"} == {"10"}
+    # A quarter of wine's labels wrong can leave the oracle fewer examples than a mini-batch has.
+    every = {row["splits"] for row in rows if row["table"] != "wine"}
+    assert every == {"10"}
 
 
 def test_the_table_of_models_has_the_best_b_of_every_table():
