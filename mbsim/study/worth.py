@@ -379,7 +379,7 @@ def _draw_shares(figure: Figure, details: Details) -> None:
     left.set_xticks([-1, -0.5, 0, 0.5, 1], ["≤ −1", "", "0 = SGD", "", "1 = oracle"])
     left.set_yticks(places, rows, fontsize=8)
     left.set(title="Share of the oracle's gain (median, quartiles)")
-    left.legend(fontsize=8, loc="lower left")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8)
     lost = [100 * float(np.median(ways[way][CLEAN])) for way in rows]
     right.barh(places, np.clip(lost, -5, 40), 0.6, color=plots.COLOURS[2])
     for place, loss in zip(places, lost, strict=True):
