@@ -5,17 +5,20 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from numpy.random import SeedSequence
 from sklearn.metrics import roc_auc_score
 
 import mbsim
-from mbsim.extra.torch import clipped_backward
 from mbsim.gradients.splits import Contamination, Split
 from mbsim.gradients.training import mini_batches, train
-from mbsim.study import pruning, tables, text, torch_training, trained_tables
+from mbsim.study import pruning, tables, text, trained_tables
 from mbsim.study.pruning import MODELS, Setting, measured
-from mbsim.study.torch_memory import per_example
+
+torch = pytest.importorskip("torch")
+
+from mbsim.extra.torch import clipped_backward  # noqa: E402
+from mbsim.study import torch_training  # noqa: E402
+from mbsim.study.torch_memory import per_example  # noqa: E402
 
 
 @pytest.mark.parametrize("size", [1, 4, 64])
