@@ -3,15 +3,17 @@
 import io
 import os
 import signal
+import struct
 import subprocess
 import sys
+import threading
 import time
 
 import processes
 import pytest
 
 from mbsim._shared import progress as _progress
-from mbsim._shared.processes import Job, in_processes
+from mbsim._shared.processes import Job, Workers, in_processes
 from mbsim._shared.processes import processors as processors_here
 
 
@@ -53,6 +55,29 @@ def test_a_fault_is_named_and_ends_the_others(tmp_path):
         in_processes([*jobs(tmp_path, 1, fault="odd"), slow], workers=2, text="working")
     assert caught.value.__notes__ == ["(in job 0)"]
     assert time.monotonic() - since < 30
+
+
+def break_off(path):
+    """Begin to say a result, as one does that is ended there: its length, and no more."""
+    frame = sys._getframe()
+    while "result_queue" not in frame.f_locals:
+        frame = frame.f_back
+    queue = frame.f_locals["result_queue"]
+    with queue._wlock:
+        queue._writer._send(struct.pack("!i", 40_000))
+        path.touch()
+        time.sleep(60)
+
+
+def test_processes_end_though_one_was_in_the_middle_of_its_result(tmp_path):
+    pool = Workers(2)
+    pool.submit(break_off, tmp_path / "begun")
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    ending = threading.Thread(target=pool.end, daemon=True)
+    ending.start()
+    ending.join(10)
+    assert not ending.is_alive()
 
 
 class Terminal(io.StringIO):

@@ -111,6 +111,11 @@ class Workers:
     def end(self) -> None:
         """End the processes, which lose what they were doing."""
         self._hold.close()
+        # One may have ended in the middle of what it was saying. What waits for the rest, in a
+        # thread of the pool, hears that there is none when nobody can say more, this process too.
+        results: Any = self._pool._result_queue
+        if results is not None:  # it is not shut down yet
+            results._writer.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._held.close()
 
