@@ -14,6 +14,9 @@ settings.load_profile("mbsim")
 # Tests that one process runs (-n), as they share what takes long to work out.
 TOGETHER = {
     "tests/study/test_report.py": "reproduce",
+    "tests/test_site.py": "site",
+    "tests/theory/test_tilted.py": "tilted",
+    "tests/theory/test_theory_page.py::test_fact_tilted_margins": "tilted",
     "tests/theory/test_inequalities.py": "inequalities",
     "tests/theory/test_theory_page.py::test_fact_margins": "inequalities",
 }
