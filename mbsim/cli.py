@@ -390,7 +390,7 @@ def study(
     plot: Plot = None,
     json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
 ) -> None:
-    """A long study of real tables, gone on with where it was cut off: minutes, or hours."""
+    """A long study of real tables, which goes on where it was cut off: minutes or hours."""
     _check_plot(plot)
     folder = out or Path(f"study-{what}")
     if what == "tilt":
