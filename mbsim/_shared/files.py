@@ -6,14 +6,14 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from mbsim.errors import InvalidArgument, shown
 
-__all__ = ["reading", "replacing", "writable_folder"]
+__all__ = ["reading", "replacing", "writable_folder", "write_all"]
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -124,3 +124,11 @@ def writable_folder(path: Any, name: str) -> Path:
             f"{name}={_shown(path)} must be a folder that can be written to"
         ) from error
     return folder
+
+
+def write_all(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Write files of a folder by name, each whole or not at all; their paths."""
+    for name, content in files.items():
+        with replacing(folder / name, "out") as file:
+            file.write(content)
+    return [folder / name for name in files]

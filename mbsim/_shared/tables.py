@@ -1,4 +1,4 @@
-"""Small tables of words and numbers, as aligned text and as HTML."""
+"""Small tables of words and numbers, as aligned text, as HTML and as Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
-__all__ = ["as_html", "as_text"]
+__all__ = ["as_html", "as_markdown", "as_text"]
 
 
 def as_text(
@@ -100,3 +100,14 @@ def as_html(rows: Iterable[Sequence[str]], *, head: Sequence[str] = (), caption:
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     above = line(head, "th") if head else ""
     return f"<table>{title}{above}{''.join(line(row, 'td') for row in rows)}</table>"
+
+
+def as_markdown(rows: Iterable[Sequence[str]], *, head: Sequence[str]) -> str:
+    """The lines of a table for a page, below its head.
+
+    >>> print(as_markdown([("16", "10.2")], head=("b", "floor")))
+    | b | floor |
+    | --- | --- |
+    | 16 | 10.2 |
+    """
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))

@@ -185,7 +185,7 @@ def train(
     if step_size.min() <= 0:
         raise InvalidArgument(f"step_size={shown(float(step_size.min()))} must be above 0")
     steps = check_integer("steps", steps, minimum=1)
-    records = _records(steps if record_every is None else record_every, steps)
+    records = records_at(steps if record_every is None else record_every, steps)
     if batch_size > len(data.train_labels):
         raise InvalidArgument(
             f"batch_size={batch_size} must be at most the number of training examples, "
@@ -205,8 +205,7 @@ def train(
     with one_blas_thread(), progress(orders * step_size.size, f"training, {method}") as bar:
         for order in range(orders):
             batches = mini_batches(len(data.train_labels), batch_size, steps, seed, order)
-            start = np.random.default_rng(child(seed, "start", order))
-            inner = start.standard_normal((model.hidden, model.dim)) / np.sqrt(model.dim)
+            inner = start_of(model.hidden, model.dim, seed, order)
             for eta in step_size.ravel():
                 runs.append(model.run(inner, batches, float(eta), records))
                 bar.update(len(runs))
@@ -411,7 +410,7 @@ def per_example_gradients(
     )
 
 
-def _records(every: int | Sequence[int], steps: int) -> list[int]:
+def records_at(every: int | Sequence[int], steps: int) -> list[int]:
     """The steps after which there is a record; the last is one."""
     if isinstance(every, Sequence) and not isinstance(every, str):
         listed = [check_integer("record_every", step, minimum=1) for step in every]
@@ -422,6 +421,12 @@ def _records(every: int | Sequence[int], steps: int) -> list[int]:
     else:
         listed = list(range(check_integer("record_every", every, minimum=1), steps + 1, every))
     return sorted({*listed, steps})
+
+
+def start_of(hidden: int, dim: int, seed: SeedSequence, order: int) -> Array:
+    """The weights of the hidden layer before the first step, ``[H, D]``."""
+    draw = np.random.default_rng(child(seed, "start", order))
+    return draw.standard_normal((hidden, dim)) / np.sqrt(dim)
 
 
 def mini_batches(

@@ -7,7 +7,6 @@ import os
 import platform
 import time
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import metadata, resources
@@ -17,7 +16,7 @@ from typing import Any
 
 from mbsim import plots
 from mbsim._shared import tables
-from mbsim._shared.files import replacing, writable_folder
+from mbsim._shared.files import writable_folder, write_all
 from mbsim._shared.meant import answering
 from mbsim._shared.processes import Job, in_processes, processors
 from mbsim._shared.records import to_json
@@ -147,8 +146,7 @@ class Report:
 
     def to_markdown(self) -> str:
         """The table of :meth:`rows`, for a page."""
-        rows = [_HEAD, ("---",) * 3, *self.rows()]
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        return tables.as_markdown(self.rows(), head=_HEAD)
 
     def _repr_html_(self) -> str:
         return tables.as_html(self.rows(), head=_HEAD)
@@ -257,7 +255,7 @@ def reproduce(
     )
     plain = to_json(report.to_dict())
     page = report_page(json.loads(plain), CLAIMS, pictures)
-    _write(folder, {**pictures, "report.json": plain.encode(), "report.html": page.encode()})
+    write_all(folder, {**pictures, "report.json": plain.encode(), "report.html": page.encode()})
     return report
 
 
@@ -291,13 +289,6 @@ def _code() -> dict[str, Any]:
     return {"code": code.hexdigest(), "numba": metadata.version("numba"), **_versions()}
 
 
-def _write(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
-    for name, content in files.items():
-        with replacing(folder / name, "out") as file:
-            file.write(content)
-    return [folder / name for name in files]
-
-
 def draw_report(report: dict[str, Any], folder: Path) -> list[Path]:
     """Every figure and the page, to `folder`, from a report's plain data alone; the paths."""
     found: dict[str, dict[str, Any]] = {v["claim"]: {"": v["details"]} for v in report["verdicts"]}
@@ -307,7 +298,7 @@ def draw_report(report: dict[str, Any], folder: Path) -> list[Path]:
     for claim in CLAIMS:
         files |= claim.pictures(found[claim.name])
     files["report.html"] = report_page(report, CLAIMS, files).encode()
-    return _write(folder, files)
+    return write_all(folder, files)
 
 
 def _versions() -> dict[str, Any]:

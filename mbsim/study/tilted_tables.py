@@ -19,7 +19,7 @@ from numpy.random import Generator, SeedSequence
 
 from mbsim import plots, theory
 from mbsim._shared.arrays import Array, Mask
-from mbsim._shared.files import replacing
+from mbsim._shared.files import write_all
 from mbsim._shared.seeds import child
 from mbsim.clipping import QuantileNorm, Rule, SmallestNorm, UnitNorm
 from mbsim.errors import InvalidArgument, divisors
@@ -514,7 +514,5 @@ def whole(
     )
     found = verdicts_on((TILT_ON_TABLES, SWEET_SPOT_ON_TABLES, STALL), study, records)
     details = found[SWEET_SPOT_ON_TABLES.name].to_dict()["details"]
-    for name, content in plots.pictures("tilt_whole", _draw, {"": details}).items():
-        with replacing(Path(folder, name), "out") as file:
-            file.write(content)
+    write_all(Path(folder), plots.pictures("tilt_whole", _draw, {"": details}))
     return found

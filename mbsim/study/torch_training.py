@@ -19,11 +19,11 @@ from torch import nn
 from torch.nn import functional
 
 from mbsim._shared.arrays import Array, Integers
-from mbsim._shared.seeds import child, stream
+from mbsim._shared.seeds import stream
 from mbsim.clipping import NoClipping, SmallestNorm
 from mbsim.extra.torch import clipped_backward
 from mbsim.gradients.splits import Split
-from mbsim.gradients.training import mini_batches
+from mbsim.gradients.training import mini_batches, records_at, start_of
 from mbsim.methods import Method
 from mbsim.simulation.run import DIVERGED
 from mbsim.study.text import LENGTH, Windows
@@ -145,7 +145,7 @@ def train(
             )
         ]
         mover = OPTIMIZERS[optimizer](model.parameters(), lr=step_size)
-        stops = sorted({*range(record_every, steps + 1, record_every), steps})
+        stops = records_at(record_every, steps)
         records = np.full((4, 1, len(stops)), np.nan)
         batches = mini_batches(len(y), batch_size, steps, rng, 0)
         size = batch_size // (m := method.micro_batches(batch_size))
@@ -169,12 +169,11 @@ def _model(data: Split | Windows, rng: SeedSequence) -> Any:
     if isinstance(data, Windows):
         return Transformer(data.classes, LENGTH)
     dim = data.train_inputs.shape[1]
-    start = np.random.default_rng(child(rng, "start", 0)).standard_normal((_HIDDEN, dim))
     model = nn.Sequential(
         nn.Linear(dim, _HIDDEN, bias=False), nn.Tanh(), nn.Linear(_HIDDEN, data.classes)
     ).double()
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor(start / np.sqrt(dim)))
+        model[0].weight.copy_(torch.tensor(start_of(_HIDDEN, dim, rng, 0)))
         nn.init.zeros_(model[2].weight)
         nn.init.zeros_(model[2].bias)
     return model

@@ -16,8 +16,9 @@ from importlib.util import find_spec
 import numpy as np
 
 from mbsim import plots
+from mbsim._shared import tables as texts
 from mbsim._shared.extras import needed
-from mbsim._shared.files import replacing, writable_folder
+from mbsim._shared.files import writable_folder, write_all
 from mbsim._shared.processes import processors
 from mbsim.errors import InvalidArgument, check_integer, shown
 from mbsim.study import tables
@@ -50,6 +51,10 @@ _NETWORKS = ("satimage", "segment", "wdbc", "spambase", "vehicle", "phoneme")
 _FEW = 2  # splits of what is contaminated where it is held out
 _TORCH = find_spec("torch") is not None
 _COLUMNS = ("loss", "accuracy", "end_loss", "end_accuracy", "steps_to_sgd")
+_MODELS_HEAD = (
+    "model", "contamination", "best b", "loss at b = 64 over its", "without early stopping",
+    "accuracy, points", "of the oracle's gain",
+)  # fmt: skip
 _CLAIMS = (TRAINING_HELPS, BEST_B_FALLS, PRUNING_SHARE, WEIGHTS_FIND)
 
 
@@ -115,9 +120,7 @@ def whole(
         if claim.draw:
             details = found[claim.name].to_dict()["details"]
             files |= plots.pictures(f"{claim.figure}_whole", claim.draw, {"": details})
-    for name, content in files.items():
-        with replacing(place / name, "out") as file:
-            file.write(content)
+    write_all(place, files)
     return found
 
 
@@ -164,17 +167,19 @@ def _as_csv(records: list[Record]) -> str:
         if not setting.held_out and "oracle" in record:
             key = (setting.table, setting.contamination, setting.model)
             grouped.setdefault(key, []).append(record)
-    heads = ("table", "contamination", "model", "way", "splits", *_COLUMNS, "share", "error")
-    lines = [",".join(heads)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ("table", "contamination", "model", "way", "splits", *_COLUMNS, "share", "error")
+    )
     for at, splits in grouped.items():
         for way in (way for way in splits[0] if way not in ("setting", "auc")):
             some = [record for record in splits if way in record]
             cells = [_cell([record[way][column] for record in some]) for column in _COLUMNS]
             share = share_of(some, way) if at[1] != CLEAN else None
-            quoted = [f'"{word}"' if "," in word else word for word in (*at, way)]
             cells += ["" if x is None else f"{x:.4g}" for x in (share, _error(some, way))]
-            lines.append(",".join((*quoted, str(len(some)), *cells)))
-    return "\n".join(lines) + "\n"
+            writer.writerow((*at, way, len(some), *cells))
+    return text.getvalue()
 
 
 def _error(splits: list[Record], way: str) -> float | None:
@@ -223,7 +228,7 @@ def as_markdown(rows: Iterable[Mapping[str, str]]) -> str:
         values = [x for kind in NOISY for x in shares[way].get(kind, [])]
         return float(np.median(values)) if values else 0.0
 
-    lines = [("way", *kinds, "clean: loss added", "at the worst"), ("---",) * (len(kinds) + 3)]
+    lines = []
     for way in sorted(
         (way for way in shares if way not in ("SGD", "oracle")), key=lambda w: -worth(w)
     ):
@@ -235,7 +240,8 @@ def as_markdown(rows: Iterable[Mapping[str, str]]) -> str:
         lines.append(
             (way, *cells, f"{round(np.median(added)) or 0:+d} %", f"{round(max(added)):+d} %")
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    head = ("way", *kinds, "clean: loss added", "at the worst")
+    return texts.as_markdown(lines, head=head) + "\n"
 
 
 def models_as_markdown(rows: Iterable[Mapping[str, str]]) -> str:
@@ -258,16 +264,13 @@ def models_as_markdown(rows: Iterable[Mapping[str, str]]) -> str:
         if row["way"] in ways:
             of_kind = found.setdefault((row["model"], row["contamination"]), {})
             of_kind.setdefault(row["table"], {})[ways[row["way"]]] = row
-    lines: list[tuple[str, ...]] = [
-        ("model", "contamination", "best b", "loss at b = 64 over its", "without early stopping",
-         "accuracy, points", "of the oracle's gain"), ("---",) * 7,
-    ]  # fmt: skip
-    for model in MODELS:
-        for kind in tables.CONTAMINATIONS:
-            by_table = found.get((model, kind), {}).values()
-            if by_table:
-                lines.append((model, kind, *_best_cells([*by_table])))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    lines = [
+        (model, kind, *_best_cells([*found[model, kind].values()]))
+        for model in MODELS
+        for kind in tables.CONTAMINATIONS
+        if (model, kind) in found
+    ]
+    return texts.as_markdown(lines, head=_MODELS_HEAD) + "\n"
 
 
 def _best_cells(by_table: list[dict[int, Mapping[str, str]]]) -> tuple[str, ...]:

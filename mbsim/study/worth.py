@@ -247,9 +247,8 @@ def _draw_best(figure: Figure, details: Details) -> None:
             found = details[""][model]
             logs = [np.log2(found["best"][noise]) for noise in RATES]
             label = model.partition(", ")[2] or "SGD"
-            label += (
-                "" if len(found["tables"]) == len(names) else f", {len(found['tables'])} tables"
-            )
+            if (count := len(found["tables"])) < len(names):
+                label += f", {count} tables"
             _draw_best_of(axes, logs, label, number, dots=len(models) == 1)
         axes.set_title(f"{kind}, {f'{len(names)} tables' if names != [TEXT] else TEXT}")
         shares = np.geomspace(0.008, 0.3, 30)
